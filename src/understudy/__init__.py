@@ -1,0 +1,1 @@
+"""understudy: an embeddable runtime for the sessions of AI-agent apps."""
