@@ -25,6 +25,7 @@ _WIRE_NAMES = {
     "request_id": "requestID",
     "tail_start_id": "tailStartID",
     "summary_id": "summaryID",
+    "head_end_id": "headEndID",
     "status_code": "statusCode",
     "is_retryable": "isRetryable",
 }
@@ -39,12 +40,12 @@ class Record(
 # --- shared pieces -----------------------------------------------------------------------------
 
 
-class CacheTokens(Record, omit_defaults=False):
+class CacheTokens(Record, frozen=True, kw_only=True, omit_defaults=False):
     read: int = 0
     write: int = 0
 
 
-class Tokens(Record, omit_defaults=False):
+class Tokens(Record, frozen=True, kw_only=True, omit_defaults=False):
     """Token counts of a message or a session. ``total`` is what the model saw and wrote."""
 
     total: int = 0
@@ -66,14 +67,14 @@ class Tokens(Record, omit_defaults=False):
         )
 
 
-class Span(Record):
+class Span(Record, frozen=True, kw_only=True):
     """When something started and, once it has, ended."""
 
     start: int
     end: int | None = None
 
 
-class Failure(Record):
+class Failure(Record, frozen=True, kw_only=True):
     """Why something ended badly: a stable ``name`` and ``data`` with at least a ``message``."""
 
     name: str
@@ -84,7 +85,7 @@ class Failure(Record):
         return str(self.data.get("message", self.name))
 
 
-class ModelRef(Record):
+class ModelRef(Record, frozen=True, kw_only=True):
     provider_id: str
     model_id: str
 
@@ -92,19 +93,19 @@ class ModelRef(Record):
 # --- session -----------------------------------------------------------------------------------
 
 
-class SessionTime(Record):
+class SessionTime(Record, frozen=True, kw_only=True):
     created: int
     updated: int
     archived: int | None = None
 
 
-class Revert(Record):
+class Revert(Record, frozen=True, kw_only=True):
     """Messages from ``message_id`` on are hidden until the next prompt removes them."""
 
     message_id: str
 
 
-class PermissionRule(Record):
+class PermissionRule(Record, frozen=True, kw_only=True):
     """``action`` for a permission whose pattern matches; the last matching rule wins."""
 
     permission: str
@@ -112,7 +113,7 @@ class PermissionRule(Record):
     action: Literal["allow", "ask", "deny"]
 
 
-class Session(Record):
+class Session(Record, frozen=True, kw_only=True):
     """A durable conversation."""
 
     id: str
@@ -128,20 +129,27 @@ class Session(Record):
     tokens: Tokens = Tokens()
     cost: float = 0.0
     revert: Revert | None = None
+    compaction_failures: int = 0
 
 
 # --- messages ----------------------------------------------------------------------------------
 
 
-class MessageTime(Record):
+class MessageTime(Record, frozen=True, kw_only=True):
     created: int
     completed: int | None = None
 
 
-class UserMessage(Record, tag_field="role", tag="user"):
+class UserMessage(Record, frozen=True, kw_only=True, tag_field="role", tag="user"):
+    """A prompt's message, or a compaction's marker. ``turn`` is set when its turn starts.
+
+    Transcript order is ``(turn, order of creation)``; messages with no turn yet come last.
+    """
+
     id: str
     session_id: str
     time: MessageTime
+    turn: int | None = None
     agent: str | None = None
     model: ModelRef | None = None
     synthetic: bool = False
@@ -151,7 +159,7 @@ class UserMessage(Record, tag_field="role", tag="user"):
         return "user"
 
 
-class AssistantMessage(Record, tag_field="role", tag="assistant"):
+class AssistantMessage(Record, frozen=True, kw_only=True, tag_field="role", tag="assistant"):
     """One step's answer. Open until ``time.completed`` is set.
 
     ``finish`` is set when the model's stream has ended and tools may still be running.
@@ -160,6 +168,7 @@ class AssistantMessage(Record, tag_field="role", tag="assistant"):
     id: str
     session_id: str
     parent_id: str
+    turn: int
     time: MessageTime
     tokens: Tokens
     agent: str
@@ -182,25 +191,25 @@ Message: TypeAlias = UserMessage | AssistantMessage
 # --- parts -------------------------------------------------------------------------------------
 
 
-class Part(Record, tag_field="type"):
+class Part(Record, frozen=True, kw_only=True, tag_field="type"):
     id: str
     session_id: str
     message_id: str
 
 
-class TextPart(Part, tag="text", omit_defaults=False):
+class TextPart(Part, frozen=True, kw_only=True, tag="text", omit_defaults=False):
     text: str = ""
     time: Span | msgspec.UnsetType = msgspec.UNSET
     synthetic: bool | msgspec.UnsetType = msgspec.UNSET
 
 
-class ReasoningPart(Part, tag="reasoning", omit_defaults=False):
+class ReasoningPart(Part, frozen=True, kw_only=True, tag="reasoning", omit_defaults=False):
     text: str = ""
     time: Span | msgspec.UnsetType = msgspec.UNSET
     metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
-class FilePart(Part, tag="file"):
+class FilePart(Part, frozen=True, kw_only=True, tag="file"):
     """A file given with a prompt. ``url`` may be a ``data:`` or ``file:`` URL."""
 
     mime: str
@@ -208,19 +217,25 @@ class FilePart(Part, tag="file"):
     filename: str | None = None
 
 
-class ToolPending(Record, tag_field="status", tag="pending", omit_defaults=False):
+class ToolPending(
+    Record, frozen=True, kw_only=True, tag_field="status", tag="pending", omit_defaults=False
+):
     input: dict[str, Any] = {}
     raw: str = ""
+    idempotent: bool = False
 
 
-class ToolRunning(Record, tag_field="status", tag="running"):
+class ToolRunning(Record, frozen=True, kw_only=True, tag_field="status", tag="running"):
+    """``idempotent`` calls may be run again after a restart; no other call ever is."""
+
     input: dict[str, Any]
     time: Span
     metadata: dict[str, Any] = {}
     title: str | None = None
+    idempotent: bool = False
 
 
-class ToolCompleted(Record, tag_field="status", tag="completed"):
+class ToolCompleted(Record, frozen=True, kw_only=True, tag_field="status", tag="completed"):
     input: dict[str, Any]
     output: str
     title: str
@@ -229,7 +244,7 @@ class ToolCompleted(Record, tag_field="status", tag="completed"):
     compacted: int | None = None
 
 
-class ToolFailed(Record, tag_field="status", tag="error"):
+class ToolFailed(Record, frozen=True, kw_only=True, tag_field="status", tag="error"):
     """``interrupted`` marks a call whose own outcome is unknown: abort, restart, crash, deadline."""
 
     input: dict[str, Any]
@@ -242,23 +257,23 @@ class ToolFailed(Record, tag_field="status", tag="error"):
 ToolState: TypeAlias = ToolPending | ToolRunning | ToolCompleted | ToolFailed
 
 
-class ToolPart(Part, tag="tool"):
+class ToolPart(Part, frozen=True, kw_only=True, tag="tool"):
     tool: str
     call_id: str
     state: ToolState
 
 
-class StepStartPart(Part, tag="step-start"):
+class StepStartPart(Part, frozen=True, kw_only=True, tag="step-start"):
     pass
 
 
-class StepFinishPart(Part, tag="step-finish"):
+class StepFinishPart(Part, frozen=True, kw_only=True, tag="step-finish"):
     reason: str
     tokens: Tokens
     cost: float = 0.0
 
 
-class CompactionPart(Part, tag="compaction", omit_defaults=False):
+class CompactionPart(Part, frozen=True, kw_only=True, tag="compaction", omit_defaults=False):
     """The marker that owns a compaction. Active while ``state`` is requested or summarising."""
 
     auto: bool = False
@@ -267,6 +282,7 @@ class CompactionPart(Part, tag="compaction", omit_defaults=False):
     overflow: bool = False
     attempts: int = 0
     summary_id: str | None = None
+    head_end_id: str | None = None
     tail_start_id: str | None = None
     reason: str | None = None
 
@@ -275,18 +291,18 @@ class CompactionPart(Part, tag="compaction", omit_defaults=False):
         return self.state in ("requested", "summarising")
 
 
-class SubtaskPart(Part, tag="subtask"):
+class SubtaskPart(Part, frozen=True, kw_only=True, tag="subtask"):
     prompt: str
     description: str = ""
     agent: str = ""
 
 
-class PatchPart(Part, tag="patch"):
+class PatchPart(Part, frozen=True, kw_only=True, tag="patch"):
     hash: str
     files: tuple[str, ...] = ()
 
 
-class RetryPart(Part, tag="retry"):
+class RetryPart(Part, frozen=True, kw_only=True, tag="retry"):
     attempt: int
     error: Failure
     time: MessageTime
@@ -312,7 +328,7 @@ Outcome: TypeAlias = Literal["answered", "interrupted", "failed", "rejected"]
 WhenBusy: TypeAlias = Literal["queue", "steer", "interrupt", "reject"]
 
 
-class Prompt(Record):
+class Prompt(Record, frozen=True, kw_only=True):
     """An accepted prompt: a row of the inbox, named by its user message.
 
     ``turn`` is the turn's number, set when it starts; a steering prompt takes its host's number.
@@ -333,13 +349,13 @@ class Prompt(Record):
     tools: dict[str, bool] | None = None
 
 
-class Question(Record):
+class Question(Record, frozen=True, kw_only=True):
     text: str
     options: tuple[str, ...] = ()
     multiple: bool = False
 
 
-class Ask(Record):
+class Ask(Record, frozen=True, kw_only=True):
     """A durable question to a person: a permission request, or a question of a tool.
 
     ``replied`` is set exactly once: ``once``, ``always``, ``reject``, ``answered``, or
@@ -362,7 +378,7 @@ class Ask(Record):
     answers: tuple[tuple[str, ...], ...] = ()
 
 
-class Status(Record, omit_defaults=True):
+class Status(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What a session is doing. ``retry`` says when the next attempt starts."""
 
     type: Literal["idle", "busy", "retry"]

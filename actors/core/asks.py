@@ -1,0 +1,202 @@
+"""Asks: durable permission requests and questions, closed exactly once."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from understudy.errors import AskClosed, AskNotFound, InvalidInput
+from understudy.store.events import (
+    PermissionAsked,
+    PermissionReplied,
+    QuestionAsked,
+    QuestionReplied,
+)
+from understudy.store.records import (
+    Ask,
+    PermissionRule,
+    Span,
+    ToolFailed,
+    ToolPart,
+    ToolPending,
+    ToolRunning,
+)
+
+from . import turns
+from .commands import CallDraft, OpenAsk, Reply
+from .draft import Draft, replace
+from .effects import ResolveAsk
+
+REJECTED = "The user rejected permission to use this specific tool call."
+
+
+def action_for(
+    d: Draft, permission: str | None, patterns: tuple[str, ...]
+) -> Literal["allow", "ask", "deny"]:
+    """What the rules say: the strictest action over the patterns; no rule allows."""
+    if permission is None:
+        return "allow"
+    rules = (*d.rules.permissions, *d.info.permission)
+    order: dict[str, Literal["allow", "ask", "deny"]] = {}
+    for pattern in patterns or ("*",):
+        action: Literal["allow", "ask", "deny"] = "allow"
+        for rule in rules:
+            if fnmatchcase(permission, rule.permission) and fnmatchcase(pattern, rule.pattern):
+                action = rule.action
+        order[action] = action
+    return order.get("deny") or order.get("ask") or "allow"
+
+
+def ask_before(d: Draft, part: ToolPart, call: CallDraft) -> None:
+    """Ask before a call runs. The call stays pending, also over a restart."""
+    ask = Ask(
+        id=d.new_id("per"),
+        session_id=d.session_id,
+        kind="permission",
+        created=d.now,
+        message_id=part.message_id,
+        call_id=part.call_id,
+        permission=call.permission or call.tool,
+        patterns=call.patterns or ("*",),
+        always=call.always,
+        metadata={"tool": call.tool, "input": call.input},
+    )
+    d.asks = {**d.asks, ask.id: ask}
+    d.emit(PermissionAsked(session_id=d.session_id, info=ask))
+
+
+def open_ask(d: Draft, command: OpenAsk) -> None:
+    """A running tool asks. Rules answer at once where they can."""
+    ask = command.ask
+    if find_call(d, ask) is None:
+        d.start(ResolveAsk(ask=replace(ask, replied="closed")))
+        return
+    if ask.kind == "permission":
+        action = action_for(d, ask.permission, ask.patterns)
+        if action != "ask":
+            replied = "once" if action == "allow" else "reject"
+            d.start(ResolveAsk(ask=replace(ask, replied=replied)))
+            return
+    d.asks = {**d.asks, ask.id: ask}
+    if ask.kind == "permission":
+        d.emit(PermissionAsked(session_id=d.session_id, info=ask))
+    else:
+        d.emit(QuestionAsked(session_id=d.session_id, info=ask))
+
+
+def find_call(d: Draft, ask: Ask) -> ToolPart | None:
+    """The open call an ask belongs to."""
+    step = d.turn.step if d.turn is not None else None
+    if step is None or step.message.id != ask.message_id:
+        return None
+    for part in step.parts.values():
+        if (
+            isinstance(part, ToolPart)
+            and part.call_id == ask.call_id
+            and isinstance(part.state, ToolPending | ToolRunning)
+        ):
+            return part
+    return None
+
+
+def reply(d: Draft, command: Reply) -> Ask:
+    """A person's answer."""
+    ask = d.asks.get(command.ask_id)
+    if ask is None:
+        raise _not_open(d, command)
+    allowed = ("once", "always", "reject") if ask.kind == "permission" else ("answered", "reject")
+    if command.reply not in allowed:
+        raise InvalidInput(f"A {ask.kind} is answered with one of {', '.join(allowed)}")
+    if command.reply == "answered" and len(command.answers) != len(ask.questions):
+        raise InvalidInput(f"{len(ask.questions)} questions need as many answers")
+    part = find_call(d, ask)
+    ask = _close(d, replace(ask, feedback=command.feedback, answers=command.answers), command.reply)
+    if command.reply == "always":
+        _remember(d, ask)
+    if part is not None and isinstance(part.state, ToolPending):
+        _decide_pending(d, part, granted=command.reply != "reject", feedback=command.feedback)
+    if command.reply == "always":
+        _grant_covered(d)
+    if command.reply == "reject" and not command.feedback and ask.kind == "permission":
+        _end_after_reject(d)
+    turns.settle_step(d)
+    return ask
+
+
+def _not_open(d: Draft, command: Reply) -> Exception:
+    if command.known is not None:
+        return AskClosed(
+            f"{command.ask_id} is closed ({command.known.replied})",
+            session_id=d.session_id,
+            ask_id=command.ask_id,
+            reason=command.known.replied,
+        )
+    return AskNotFound(
+        f"No such request: {command.ask_id}", session_id=d.session_id, ask_id=command.ask_id
+    )
+
+
+def _decide_pending(d: Draft, part: ToolPart, *, granted: bool, feedback: str | None) -> None:
+    if granted:
+        turns.run_call(d, part)
+        return
+    error = REJECTED if not feedback else f"{REJECTED} They said: {feedback}"
+    state = ToolFailed(input=part.state.input, error=error, time=Span(start=d.now, end=d.now))
+    assert d.turn is not None, "a pending call belongs to a running turn"
+    d.turn = replace(d.turn, step=turns.put_part(d, d.turn.step, replace(part, state=state)))
+
+
+def _remember(d: Draft, ask: Ask) -> None:
+    known = {(rule.permission, rule.pattern, rule.action) for rule in d.info.permission}
+    new = tuple(
+        PermissionRule(permission=ask.permission, pattern=pattern, action="allow")
+        for pattern in (ask.always or ask.patterns)
+        if (ask.permission, pattern, "allow") not in known
+    )
+    if new:
+        d.put_info(replace(d.info, permission=(*d.info.permission, *new)))
+
+
+def _grant_covered(d: Draft) -> None:
+    """Answer the other requests that a new ``always`` rule covers."""
+    for ask in list(d.asks.values()):
+        if ask.kind == "permission" and action_for(d, ask.permission, ask.patterns) == "allow":
+            part = find_call(d, ask)
+            _close(d, ask, "once")
+            if part is not None and isinstance(part.state, ToolPending):
+                turns.run_call(d, part)
+
+
+def _end_after_reject(d: Draft) -> None:
+    """A plain refusal ends the turn: nothing else it asked for may run."""
+    if d.turn is not None:
+        turns.close_turn(d, "rejected")
+        turns.advance(d)
+
+
+def _close(d: Draft, ask: Ask, replied: str) -> Ask:
+    ask = replace(ask, replied=replied)
+    d.asks = {key: other for key, other in d.asks.items() if key != ask.id}
+    if ask.kind == "permission":
+        d.emit(PermissionReplied(session_id=d.session_id, info=ask))
+    else:
+        d.emit(QuestionReplied(session_id=d.session_id, info=ask))
+    d.start(ResolveAsk(ask=ask))
+    return ask
+
+
+def close_all(d: Draft) -> None:
+    """Close every ask of the session: what asked is gone."""
+    for ask in list(d.asks.values()):
+        close(d, ask)
+
+
+def close(d: Draft, ask: Ask) -> None:
+    _close(d, ask, "closed")
+
+
+def close_of_call(d: Draft, message_id: str, call_id: str) -> None:
+    """Close what a finished call left unanswered."""
+    for ask in list(d.asks.values()):
+        if ask.message_id == message_id and ask.call_id == call_id:
+            close(d, ask)

@@ -1,0 +1,305 @@
+"""What the model sees: the only place that decides it.
+
+A history is a list of ``(message, parts)`` in transcript order. Every tool call in a request has
+exactly one result, whatever happened to the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from understudy.actors.models.protocol import (
+    AssistantTurn,
+    ToolUse,
+    Turn,
+    UserFile,
+    UserText,
+    UserTurn,
+)
+from understudy.store.records import (
+    AnyPart,
+    AssistantMessage,
+    CompactionPart,
+    FilePart,
+    Message,
+    Revert,
+    SubtaskPart,
+    TextPart,
+    ToolCompleted,
+    ToolFailed,
+    ToolPart,
+    UserMessage,
+)
+
+History: TypeAlias = Sequence[tuple[Message, tuple[AnyPart, ...]]]
+
+INTERRUPTED: Final = "[Tool execution was interrupted]"
+CLEARED: Final = "[Old tool result content cleared]"
+SUMMARY_HEADING: Final = "[Summary of the conversation so far]\n\n"
+CUT_SHORT: Final = frozenset({"MessageAbortedError", "InterruptedError", "TurnTimeoutError"})
+_PRUNE_KEEPS: Final = 10  # latest answers whose tool outputs are never pruned
+
+SUMMARY_SYSTEM: Final = (
+    "You summarise a conversation between a user and an assistant so that the assistant can go on "
+    "without it. State what was asked, what was done and found, decisions and their reasons, files "
+    "and names that matter, what is unfinished, and what comes next. Be specific and brief. Answer "
+    "with the summary only."
+)
+
+
+def tokens_of(text: str) -> int:
+    """An estimate for models that do not say: four characters a token."""
+    return len(text) // 4 + 1
+
+
+def tokens_of_turns(turns: Sequence[Turn]) -> int:
+    total = 0
+    for turn in turns:
+        total += 4
+        if isinstance(turn, UserTurn):
+            total += sum(
+                tokens_of(item.text) if isinstance(item, UserText) else 1_000
+                for item in turn.content
+            )
+        else:
+            total += tokens_of(turn.text)
+            for call in turn.calls:
+                total += tokens_of(str(call.input)) + tokens_of(call.output) + 8
+    return total
+
+
+# --- what is visible ---------------------------------------------------------------------------
+
+
+class Visible(msgspec.Struct, frozen=True):
+    """A history cut down to what may be shown: the last summary, then messages verbatim."""
+
+    summary: str | None
+    messages: tuple[tuple[Message, tuple[AnyPart, ...]], ...]
+
+
+def visible(
+    history: History, *, revert: Revert | None = None, before: str | None = None
+) -> Visible:
+    """Apply the revert and the last committed compaction.
+
+    ``before`` ends the history at that message: the open answer, or the marker being worked on.
+    """
+    shown = []
+    for message, parts in history:
+        if message.id == before or (revert is not None and message.id == revert.message_id):
+            break
+        if message.turn is not None:
+            shown.append((message, parts))
+    boundary = _last_compaction(shown)
+    if boundary is None:
+        return Visible(None, tuple(pair for pair in shown if not _is_machinery(*pair)))
+    marker, text, place = boundary
+    tail = _tail_start(shown, marker, place)
+    kept = (*shown[tail:place], *shown[place + 1 :])
+    return Visible(text, tuple(pair for pair in kept if not _is_machinery(*pair)))
+
+
+def _last_compaction(
+    shown: Sequence[tuple[Message, tuple[AnyPart, ...]]],
+) -> tuple[CompactionPart, str, int] | None:
+    """The newest committed marker whose summary is there, its text, and the marker's place."""
+    texts = {
+        message.id: "".join(part.text for part in parts if isinstance(part, TextPart))
+        for message, parts in shown
+        if isinstance(message, AssistantMessage)
+        and message.summary
+        and message.error is None
+        and message.time.completed is not None
+    }
+    for place in range(len(shown) - 1, -1, -1):
+        for part in shown[place][1]:
+            if isinstance(part, CompactionPart) and part.state == "committed":
+                text = texts.get(part.summary_id or "", "")
+                if text:
+                    return part, text, place
+    return None
+
+
+def _tail_start(
+    shown: Sequence[tuple[Message, tuple[AnyPart, ...]]], marker: CompactionPart, place: int
+) -> int:
+    """Where the verbatim tail begins. A boundary that is gone is absent, not "drop everything"."""
+    for index in range(place):
+        if shown[index][0].id == marker.tail_start_id:
+            return index
+    for index in range(place):
+        if shown[index][0].id == marker.head_end_id:
+            return index + 1
+    return place
+
+
+def _is_machinery(message: Message, parts: tuple[AnyPart, ...]) -> bool:
+    if isinstance(message, AssistantMessage):
+        return message.summary
+    return any(isinstance(part, CompactionPart) for part in parts)
+
+
+# --- as turns of a request ---------------------------------------------------------------------
+
+
+def context(
+    history: History,
+    *,
+    revert: Revert | None = None,
+    before: str | None = None,
+    prune: bool = False,
+    tool_output: int = 50_000,
+) -> tuple[Turn, ...]:
+    """The conversation as a model request's turns."""
+    view = visible(history, revert=revert, before=before)
+    return turns_of(view, prune=prune, tool_output=tool_output)
+
+
+def turns_of(view: Visible, *, prune: bool = False, tool_output: int = 50_000) -> tuple[Turn, ...]:
+    turns: list[Turn] = []
+    if view.summary is not None:
+        turns.append(UserTurn((UserText(SUMMARY_HEADING + view.summary),)))
+    seen: dict[str, int] = {}
+    for place, (message, parts) in enumerate(view.messages):
+        old = prune and place < len(view.messages) - _PRUNE_KEEPS
+        turn: Turn | None
+        if isinstance(message, UserMessage):
+            turn = _user_turn(parts)
+        else:
+            turn = _assistant_turn(message, parts, seen, old=old, tool_output=tool_output)
+        if turn is not None:
+            turns.append(turn)
+    return tuple(turns)
+
+
+def _user_turn(parts: tuple[AnyPart, ...]) -> UserTurn | None:
+    content: list[UserText | UserFile] = []
+    for part in parts:
+        if isinstance(part, TextPart) and part.text:
+            content.append(UserText(part.text))
+        elif isinstance(part, FilePart):
+            content.append(UserFile(part.mime, part.url, part.filename))
+        elif isinstance(part, SubtaskPart):
+            content.append(UserText(part.prompt))
+    return UserTurn(tuple(content)) if content else None
+
+
+def _assistant_turn(
+    message: AssistantMessage,
+    parts: tuple[AnyPart, ...],
+    seen: dict[str, int],
+    *,
+    old: bool,
+    tool_output: int,
+) -> AssistantTurn | None:
+    calls = tuple(
+        _tool_use(part, seen, old=old, tool_output=tool_output)
+        for part in parts
+        if isinstance(part, ToolPart)
+    )
+    # What a broken stream said was never finished and is asked for again; what a person
+    # saw before an abort or a restart is part of the conversation.
+    told = message.error is None or message.error.name in CUT_SHORT
+    text = "".join(part.text for part in parts if isinstance(part, TextPart)) if told else ""
+    return AssistantTurn(text, calls) if text.strip() or calls else None
+
+
+def _tool_use(part: ToolPart, seen: dict[str, int], *, old: bool, tool_output: int) -> ToolUse:
+    count = seen[part.call_id] = seen.get(part.call_id, 0) + 1
+    call_id = part.call_id if count == 1 else f"{part.call_id}-{count}"
+    state = part.state
+    if isinstance(state, ToolCompleted):
+        output = CLEARED if old or state.compacted is not None else _cut(state.output, tool_output)
+        return ToolUse(call_id, part.tool, state.input, output)
+    if isinstance(state, ToolFailed) and not state.interrupted:
+        return ToolUse(call_id, part.tool, state.input, _cut(state.error, tool_output), True)
+    if isinstance(state, ToolFailed) and "timed out" in state.error:
+        return ToolUse(call_id, part.tool, state.input, state.error, True)
+    return ToolUse(call_id, part.tool, state.input, INTERRUPTED, True)
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters cut …]\n{text[-half:]}"
+
+
+# --- compaction --------------------------------------------------------------------------------
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a compaction summarises and what it keeps. ``chunks`` fit one summariser call each."""
+
+    chunks: tuple[str, ...]
+    head_end_id: str | None
+    tail_start_id: str | None
+    before: int
+    tail: int
+
+
+def plan_compaction(
+    history: History, *, marker_id: str, tail: int, chunk: int, revert: Revert | None = None
+) -> Plan | None:
+    """Divide the history before a marker into a head to summarise and a tail to keep.
+
+    ``tail`` and ``chunk`` are in tokens. None if there is nothing to summarise. A message holds
+    its calls with their results, so every boundary between messages is safe.
+    """
+    view = visible(history, revert=revert, before=marker_id)
+    if not view.messages and view.summary is None:
+        return None
+    sizes = [tokens_of_turns(turns_of(Visible(None, (pair,)))) for pair in view.messages]
+    before = sum(sizes) + (tokens_of(view.summary) if view.summary else 0)
+    budget = min(tail, before // 4)
+    start = len(sizes)
+    while start > 0 and sum(sizes[start - 1 :]) <= budget:
+        start -= 1
+    head, kept = view.messages[:start], view.messages[start:]
+    if not head:
+        return None
+    return Plan(
+        chunks=_chunks(view.summary, head, chunk),
+        head_end_id=head[-1][0].id,
+        tail_start_id=kept[0][0].id if kept else None,
+        before=before,
+        tail=sum(sizes[start:]),
+    )
+
+
+def _chunks(
+    summary: str | None,
+    head: Sequence[tuple[Message, tuple[AnyPart, ...]]],
+    chunk: int,
+) -> tuple[str, ...]:
+    """The head as text, cut at message boundaries; one message never exceeds a chunk."""
+    limit = chunk * 4
+    texts = [f"Summary of what came before:\n{summary}\n"] if summary else []
+    texts += [
+        _cut(_as_text(turn), limit // 2)
+        for turn in turns_of(Visible(None, tuple(head)), tool_output=4_000)
+    ]
+    chunks: list[str] = []
+    current = ""
+    for text in texts:
+        if current and len(current) + len(text) > limit:
+            chunks.append(current)
+            current = ""
+        current += text + "\n"
+    return (*chunks, current) if current else tuple(chunks)
+
+
+def _as_text(turn: Turn) -> str:
+    if isinstance(turn, UserTurn):
+        words = "\n".join(
+            item.text if isinstance(item, UserText) else f"[file {item.filename or item.mime}]"
+            for item in turn.content
+        )
+        return f"User: {words}"
+    lines = [f"Assistant: {turn.text}"] if turn.text else []
+    lines += [f"Tool {call.tool}({call.input}) -> {call.output}" for call in turn.calls]
+    return "\n".join(lines)

@@ -1,0 +1,41 @@
+"""The one entrance to the session logic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import asks, commands, compaction, prompts, recovery, turns
+from .commands import Command
+from .draft import Decision, Draft
+from .state import Moment, Rules, State
+
+_HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
+    commands.SubmitPrompt: prompts.submit,
+    commands.Abort: prompts.abort,
+    commands.RequestCompaction: compaction.request_command,
+    commands.UpdateSession: prompts.update,
+    commands.RevertTo: prompts.revert,
+    commands.Unrevert: lambda d, _: prompts.unrevert(d),
+    commands.Reply: asks.reply,
+    commands.Recover: recovery.recover,
+    commands.StepProgress: turns.step_progress,
+    commands.StepRetrying: turns.step_retrying,
+    commands.StepFinished: turns.step_finished,
+    commands.StepFailed: turns.step_failed,
+    commands.ToolProgress: turns.tool_progress,
+    commands.ToolFinished: turns.tool_finished,
+    commands.OpenAsk: asks.open_ask,
+    commands.ExecutionLost: turns.execution_lost,
+}
+
+
+def decide(state: State, command: Command, moment: Moment, rules: Rules) -> Decision:
+    """What ``command`` does to a session in ``state``: a change, effects and a reply.
+
+    Pure: the same arguments give the same decision. Raises the error a caller should see
+    (``InvalidInput``, ``SessionBusy``, ``PromptConflict``, …); nothing has happened then.
+    """
+    draft = Draft(state, moment, rules)
+    reply = _HANDLERS[type(command)](draft, command)
+    return draft.finish(reply)

@@ -1,0 +1,46 @@
+"""Effects: what a decision asks the outside to do, once its change is committed."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from understudy.store.records import Ask, Prompt, ToolPart
+
+
+class RunStep(msgspec.Struct, frozen=True, kw_only=True):
+    """Call the model for this open assistant message. ``delay_s`` first."""
+
+    message_id: str
+    prompt: Prompt
+    delay_s: float = 0.0
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Summarise the history before ``marker_id`` into this open assistant message."""
+
+    message_id: str
+    marker_id: str
+
+
+class RunTool(msgspec.Struct, frozen=True, kw_only=True):
+    """Run a tool call whose start is committed. ``attempt`` counts runs of the same call."""
+
+    part: ToolPart
+    attempt: int = 1
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True):
+    """Stop whatever runs for this session: streams, tools, their processes and children."""
+
+    reason: str
+
+
+class ResolveAsk(msgspec.Struct, frozen=True, kw_only=True):
+    """Hand the answer to the tool that waits for it."""
+
+    ask: Ask
+
+
+Effect: TypeAlias = RunStep | RunSummary | RunTool | Cancel | ResolveAsk

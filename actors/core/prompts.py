@@ -1,0 +1,244 @@
+"""Prompts: accepted once, answered in order, each with exactly one outcome."""
+
+from __future__ import annotations
+
+import msgspec
+
+from understudy.errors import (
+    InvalidInput,
+    MessageNotFound,
+    PromptConflict,
+    SessionBusy,
+)
+from understudy.store.events import (
+    MessageRemoved,
+    PromptAccepted,
+    PromptSettled,
+    PromptStarted,
+)
+from understudy.store.records import (
+    FilePart,
+    MessageTime,
+    Outcome,
+    Prompt,
+    Revert,
+    Session,
+    TextPart,
+    UserMessage,
+)
+
+from . import compaction, turns
+from .commands import Abort, Reason, RevertTo, SubmitPrompt, UpdateSession
+from .draft import Draft, replace
+from .state import Entry, Turn
+
+
+def submit(d: Draft, command: SubmitPrompt) -> Prompt:
+    """Accept a prompt, or return the one that already has this message id."""
+    if command.known is not None or command.foreign:
+        return _same_again(d, command)
+    busy = d.turn is not None or d.compaction is not None or bool(d.queue)
+    if busy and command.when_busy == "reject":
+        raise SessionBusy(f"Session {d.session_id} is busy", session_id=d.session_id)
+    if len(d.queue) >= d.rules.limits.queue:
+        raise SessionBusy(
+            f"Session {d.session_id} has {len(d.queue)} prompts waiting", session_id=d.session_id
+        )
+    if d.info.revert is not None:
+        _remove_reverted(d, command.reverted)
+    entry = _accept(d, command, start=not busy)
+    if not busy:
+        _begin(d, entry)
+    elif command.when_busy == "interrupt" and d.turn is not None:
+        d.queue = (entry, *d.queue)
+        compaction.abandon(d, "interrupt")
+        turns.close_turn(d, "interrupt")
+        turns.advance(d)
+    elif command.when_busy == "interrupt":
+        d.queue = (entry, *d.queue)
+    else:
+        d.queue = (*d.queue, entry)
+    return entry.prompt
+
+
+def _same_again(d: Draft, command: SubmitPrompt) -> Prompt:
+    known = command.known
+    if known is not None and known.session_id == d.session_id and known.digest == command.digest:
+        return known
+    raise PromptConflict(
+        f"Message id {command.message_id} was used before with other content",
+        session_id=d.session_id,
+        message_id=command.message_id,
+    )
+
+
+def _accept(d: Draft, command: SubmitPrompt, *, start: bool) -> Entry:
+    """Write the message, its parts and its inbox row."""
+    message_id = command.message_id or d.new_id("msg")
+    message = UserMessage(
+        id=message_id,
+        session_id=d.session_id,
+        time=MessageTime(created=d.now),
+        turn=d.next_seq if start else None,
+        agent=command.agent,
+        model=command.model,
+    )
+    prompt = Prompt(
+        message_id=message_id,
+        session_id=d.session_id,
+        digest=command.digest,
+        accepted=d.now,
+        when_busy=command.when_busy,
+        system=command.system,
+        tools=command.tools,
+    )
+    d.put_message(message)
+    for part in command.parts:
+        d.put_part(_owned(d, part, message_id))
+    d.emit(PromptAccepted(session_id=d.session_id, info=prompt))
+    return Entry(prompt, message)
+
+
+def _owned(d: Draft, part: TextPart | FilePart, message_id: str) -> TextPart | FilePart:
+    part_id = part.id or d.new_id("prt")
+    return replace(part, id=part_id, session_id=d.session_id, message_id=message_id)
+
+
+def start_turn(d: Draft, entry: Entry) -> None:
+    """Start a queued prompt's turn: only now does its message get its place in the transcript."""
+    entry = replace(entry, message=replace(entry.message, turn=d.next_seq))
+    d.put_message(entry.message)
+    _begin(d, entry)
+
+
+def _begin(d: Draft, entry: Entry) -> None:
+    prompt = replace(entry.prompt, turn=entry.message.turn, attempts=entry.prompt.attempts + 1)
+    d.emit(PromptStarted(session_id=d.session_id, info=prompt))
+    turns.open_step(d, Turn(entry=replace(entry, prompt=prompt)))
+
+
+def accept_own(d: Draft, entry: Entry) -> None:
+    """Queue a prompt the runtime itself makes, before all others."""
+    d.emit(PromptAccepted(session_id=d.session_id, info=entry.prompt))
+    d.queue = (entry, *d.queue)
+
+
+def count_attempt(d: Draft, turn: Turn) -> Turn:
+    """Count, durably and beforehand, that a turn is continued after a restart."""
+    prompt = replace(turn.entry.prompt, attempts=turn.entry.prompt.attempts + 1)
+    d.emit(PromptStarted(session_id=d.session_id, info=prompt))
+    return replace(turn, entry=replace(turn.entry, prompt=prompt))
+
+
+# --- steering ----------------------------------------------------------------------------------
+
+
+def steering(d: Draft) -> bool:
+    return any(entry.prompt.when_busy == "steer" for entry in d.queue)
+
+
+def join_steering(d: Draft, turn: Turn) -> Turn:
+    """Let waiting steering prompts join the running turn at this step boundary."""
+    joining = tuple(entry for entry in d.queue if entry.prompt.when_busy == "steer")
+    if not joining:
+        return turn
+    d.queue = tuple(entry for entry in d.queue if entry.prompt.when_busy != "steer")
+    joined = []
+    for entry in joining:
+        message = replace(entry.message, turn=turn.number)
+        prompt = replace(entry.prompt, turn=turn.number, attempts=1)
+        d.put_message(message)
+        d.emit(PromptStarted(session_id=d.session_id, info=prompt))
+        joined.append(Entry(prompt, message))
+    return replace(turn, joined=(*turn.joined, *joined))
+
+
+# --- abort -------------------------------------------------------------------------------------
+
+
+def abort(d: Draft, command: Abort) -> bool:
+    """End what runs (and what waits, if asked). True if anything was ended."""
+    if command.message_id is not None:
+        return _abort_one(d, command.message_id, command.reason)
+    did = d.turn is not None or d.compaction is not None
+    compaction.abandon(d, command.reason)
+    outcome: Outcome = "failed" if command.reason == "timeout" else "interrupted"
+    turns.close_turn(d, command.reason, outcome=outcome)
+    if command.queued:
+        did = did or bool(d.queue)
+        for entry in d.queue:
+            settle_waiting(d, entry, "interrupted", command.reason)
+        d.queue = ()
+    turns.advance(d)
+    return did
+
+
+def _abort_one(d: Draft, message_id: str, reason: Reason) -> bool:
+    for entry in d.queue:
+        if entry.prompt.message_id == message_id:
+            d.queue = tuple(other for other in d.queue if other is not entry)
+            settle_waiting(d, entry, "interrupted", reason)
+            return True
+    turn = d.turn
+    if turn is not None and message_id in (
+        entry.prompt.message_id for entry in (turn.entry, *turn.joined)
+    ):
+        return abort(d, Abort(reason=reason))
+    return False
+
+
+def settle_waiting(d: Draft, entry: Entry, outcome: Outcome, reason: str) -> None:
+    """End a prompt that never started. Its message keeps a place after what was said before."""
+    d.put_message(replace(entry.message, turn=d.next_seq))
+    prompt = replace(entry.prompt, outcome=outcome, reason=reason)
+    d.emit(PromptSettled(session_id=d.session_id, info=prompt))
+
+
+# --- revert ------------------------------------------------------------------------------------
+
+
+def revert(d: Draft, command: RevertTo) -> Session:
+    """Hide messages from one on. What runs or waits is ended first: its ground is going away."""
+    if not command.found:
+        raise MessageNotFound(
+            f"No message {command.message_id} in session {d.session_id}",
+            session_id=d.session_id,
+            message_id=command.message_id,
+        )
+    if d.turn is not None or d.compaction is not None or d.queue:
+        abort(d, Abort(queued=True, reason="abort"))
+    d.put_info(replace(d.info, revert=Revert(message_id=command.message_id), compaction_failures=0))
+    return d.info
+
+
+def unrevert(d: Draft) -> Session:
+    if d.info.revert is not None:
+        d.put_info(replace(d.info, revert=None))
+    return d.info
+
+
+def _remove_reverted(d: Draft, message_ids: tuple[str, ...]) -> None:
+    for message_id in message_ids:
+        d.emit(MessageRemoved(session_id=d.session_id, message_id=message_id))
+    d.put_info(replace(d.info, revert=None))
+
+
+# --- update ------------------------------------------------------------------------------------
+
+
+def update(d: Draft, command: UpdateSession) -> Session:
+    changes: dict[str, object] = {
+        name: value
+        for name in ("title", "directory", "metadata", "model", "permission")
+        if (value := getattr(command, name)) is not msgspec.UNSET
+    }
+    if command.title is not msgspec.UNSET and not isinstance(command.title, str):
+        raise InvalidInput("title must be text", field="title")
+    info: Session = replace(d.info, **changes)
+    if command.archived is not msgspec.UNSET:
+        info = replace(info, time=replace(info.time, archived=command.archived))
+    if command.model is not msgspec.UNSET:
+        info = replace(info, compaction_failures=0)
+    if info != d.info:
+        d.put_info(info)
+    return d.info

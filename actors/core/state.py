@@ -1,0 +1,164 @@
+"""What a live session remembers between commands. Everything in it can be read back from rows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from understudy.store.records import (
+    IDLE,
+    AnyPart,
+    Ask,
+    AssistantMessage,
+    CompactionPart,
+    ModelRef,
+    PermissionRule,
+    Prompt,
+    Session,
+    Status,
+    UserMessage,
+)
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """A named bound on everything a turn can grow. Times in seconds.
+
+    Attributes:
+        steps: model calls in one turn.
+        calls_per_step: tool calls taken from one answer; the rest are refused.
+        repeated_calls: equal calls in a row before they are refused; at twice that the turn fails.
+        model_attempts: tries of one model call, and broken streams in a row.
+        retry_s: total time spent on retries of one model call.
+        stream_idle_s: silence of a model stream before it counts as broken.
+        tool_s: one tool call, unless the tool says otherwise.
+        turn_s: one turn, waiting for people not counted; None for no limit.
+        resume_attempts: times ``on_restart="resume"`` continues one turn.
+        queue: prompts waiting in one session.
+        prompt_bytes: the size of one prompt.
+        tool_output: characters of a tool's output the model sees.
+    """
+
+    steps: int = 100
+    calls_per_step: int = 64
+    repeated_calls: int = 4
+    model_attempts: int = 5
+    retry_s: float = 600.0
+    stream_idle_s: float = 120.0
+    tool_s: float = 600.0
+    turn_s: float | None = None
+    resume_attempts: int = 3
+    queue: int = 1000
+    prompt_bytes: int = 8 * 1024 * 1024
+    tool_output: int = 50_000
+
+
+class CompactionRules(msgspec.Struct, frozen=True, kw_only=True):
+    """When and how a session is compacted. Sizes in tokens.
+
+    Attributes:
+        auto: compact by itself when the context passes the limit.
+        reserve: room kept free for the answer; None takes the model's output limit.
+        tail: recent messages kept verbatim.
+        attempts: tries of one marker's summary before it fails.
+        failures: failed compactions in a row before automatic compaction pauses.
+        prune: also shorten old tool outputs in the context.
+    """
+
+    auto: bool = True
+    reserve: int | None = None
+    tail: int = 8_000
+    attempts: int = 2
+    failures: int = 2
+    prune: bool = False
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """The policy a runtime decides by."""
+
+    limits: Limits = Limits()
+    compaction: CompactionRules = CompactionRules()
+    permissions: tuple[PermissionRule, ...] = ()
+    on_restart: Literal["interrupt", "resume"] = "interrupt"
+    agent: str = "build"
+    model: ModelRef = ModelRef(provider_id="", model_id="")
+    context_limit: int = 200_000
+    output_limit: int = 8_192
+
+    @property
+    def usable_tokens(self) -> int:
+        """What a request may hold before the session needs compacting."""
+        reserve = self.compaction.reserve
+        return max(1, self.context_limit - (self.output_limit if reserve is None else reserve))
+
+
+class Moment(msgspec.Struct, frozen=True, gc=False):
+    """When a command is decided, and the chance it may use."""
+
+    now_ms: int
+    entropy: int
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A prompt with its user message."""
+
+    prompt: Prompt
+    message: UserMessage
+
+
+class Step(msgspec.Struct, frozen=True):
+    """An open assistant message and its parts by id, in order of creation.
+
+    The model is streaming until ``message.finish`` is set; then tools are running.
+    """
+
+    message: AssistantMessage
+    parts: dict[str, AnyPart]
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """The prompt being answered.
+
+    Attributes:
+        entry: the prompt that started it.
+        joined: prompts that steered it.
+        steps: steps finished.
+        step: the open step; None between steps (while compacting).
+        failures: broken streams in a row.
+        compacted: a compaction was committed since the last finished step.
+        repeats: the last call's signature and how often it came in a row.
+    """
+
+    entry: Entry
+    joined: tuple[Entry, ...] = ()
+    steps: int = 0
+    step: Step | None = None
+    failures: int = 0
+    compacted: bool = False
+    repeats: tuple[str, int] = ("", 0)
+
+    @property
+    def number(self) -> int:
+        number = self.entry.prompt.turn
+        assert number is not None, "a running turn has a number"
+        return number
+
+
+class Compaction(msgspec.Struct, frozen=True):
+    """The one active marker. ``summary`` is open while the summariser runs."""
+
+    part: CompactionPart
+    message: UserMessage
+    summary: Step | None = None
+
+
+class State(msgspec.Struct, frozen=True):
+    """A live session. ``seq`` is the number of its last event."""
+
+    info: Session
+    seq: int
+    status: Status = IDLE
+    queue: tuple[Entry, ...] = ()
+    turn: Turn | None = None
+    compaction: Compaction | None = None
+    asks: dict[str, Ask] = {}
