@@ -101,10 +101,13 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cost: float = 0.0
 
 
+FinishReason: TypeAlias = Literal["stop", "tool-calls", "length", "content-filter", "other"]
+
+
 class Finish(msgspec.Struct, frozen=True, gc=False):
     """The end of the stream. ``length`` means the output limit cut the answer."""
 
-    reason: Literal["stop", "tool-calls", "length", "content-filter", "other"]
+    reason: FinishReason
 
 
 ModelEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCall | Usage | Finish
