@@ -20,8 +20,8 @@ class ClaimEntry(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):
     key: str
     owner: str
     ttl_s: float
-    expires_at_ms: int
-    as_of_ms: int
+    expires_at_ms: int = 0
+    as_of_ms: int = 0
 
 
 class BypassEntry(msgspec.Struct, frozen=True, kw_only=True, tag="bypass"):
@@ -34,8 +34,8 @@ class BypassEntry(msgspec.Struct, frozen=True, kw_only=True, tag="bypass"):
     key: str
     owner: str | None
     ttl_s: float
-    expires_at_ms: int
-    as_of_ms: int
+    expires_at_ms: int = 0
+    as_of_ms: int = 0
 
 
 TrackerEntry: TypeAlias = ClaimEntry | BypassEntry

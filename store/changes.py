@@ -1,0 +1,282 @@
+"""Changes: facts that commit together, and how facts become rows.
+
+The tables are a projection of the facts; this is the one place that knows it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+from peewee import Database, SqliteDatabase
+
+from understudy.errors import SessionFenced
+from understudy.store import schema
+from understudy.store.events import (
+    AnyFact,
+    Event,
+    Fact,
+    MessageRemoved,
+    MessageUpdated,
+    PartRemoved,
+    PartUpdated,
+    PermissionAsked,
+    PermissionReplied,
+    PromptAccepted,
+    PromptSettled,
+    PromptStarted,
+    QuestionAsked,
+    QuestionReplied,
+    SessionCreated,
+    SessionUpdated,
+    encode_fact,
+)
+from understudy.store.records import (
+    AnyPart,
+    Ask,
+    AssistantMessage,
+    CompactionPart,
+    Message,
+    Prompt,
+    ReasoningPart,
+    Session,
+    Span,
+    TextPart,
+    ToolPart,
+    ToolPending,
+    ToolRunning,
+)
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Facts about one session, refused unless ``owner`` still holds the claim at ``epoch``.
+
+    ``seq`` is the number of the session's last event before them.
+    """
+
+    session_id: str
+    owner: str
+    epoch: int
+    seq: int
+    time_ms: int
+    facts: tuple[AnyFact, ...]
+
+
+def statement(database: Database, query: Any) -> str:
+    """The SQL of a peewee query, compiled once; its values are placeholders."""
+    sql, _ = database.get_sql_context().sql(query).query()
+    return str(sql)
+
+
+def upsert(database: Database, model: Any, *, keep: Iterable[str] = ()) -> str:
+    """``INSERT … ON CONFLICT DO UPDATE`` over all columns in declared order.
+
+    A row that is there keeps its ``keep`` columns.
+    """
+    fields = model._meta.sorted_fields  # noqa: SLF001 - peewee's documented Model._meta
+    keys = [field.name for field in model._meta.get_primary_keys()]  # noqa: SLF001
+    kept = {*keep, *keys}
+    query = model.insert({field: None for field in fields}).on_conflict(
+        conflict_target=keys,
+        preserve=[field for field in fields if field.name not in kept],
+    )
+    return statement(database, query)
+
+
+class Statements:
+    """The hot statements, compiled once from the models."""
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self.session = upsert(database, schema.Session)
+        self.message = upsert(database, schema.Message, keep=("seq",))
+        self.part = upsert(database, schema.Part, keep=("seq",))
+        self.inbox = upsert(database, schema.Inbox, keep=("seq",))
+        self.ask = upsert(database, schema.Ask, keep=("seq",))
+        fields = schema.Journal._meta.sorted_fields  # noqa: SLF001
+        self.journal = statement(database, schema.Journal.insert({field: None for field in fields}))
+
+
+_FENCE: Final = "UPDATE claim SET seq = ? WHERE session_id = ? AND epoch = ? AND owner = ?"
+_LAST_CURSOR: Final = "SELECT coalesce(max(cursor), 0) FROM journal"
+
+
+class Transaction:
+    """One write transaction: collects the rows of many changes and writes them table by table."""
+
+    def __init__(self, connection: sqlite3.Connection, statements: Statements) -> None:
+        self.connection = connection
+        self.statements = statements
+        self.cursor: int = connection.execute(_LAST_CURSOR).fetchone()[0]
+        self._sessions: dict[str, tuple[Any, ...]] = {}
+        self._messages: dict[tuple[str, str], tuple[Any, ...]] = {}
+        self._parts: dict[tuple[str, str], tuple[Any, ...]] = {}
+        self._inbox: dict[tuple[str, str], tuple[Any, ...]] = {}
+        self._asks: dict[tuple[str, str], tuple[Any, ...]] = {}
+        self._journal: list[tuple[Any, ...]] = []
+
+    def add(self, change: Change) -> list[Event]:
+        """Fence a change and collect its rows. Raises ``SessionFenced`` and has done nothing."""
+        done = self.connection.execute(
+            _FENCE,
+            (change.seq + len(change.facts), change.session_id, change.epoch, change.owner),
+        )
+        if done.rowcount != 1:
+            raise SessionFenced(
+                f"Session {change.session_id} moved past epoch {change.epoch}",
+                session_id=change.session_id,
+                epoch=change.epoch,
+            )
+        return self.append(change.session_id, change.seq, change.time_ms, change.facts)
+
+    def append(
+        self, session_id: str, seq: int, time_ms: int, facts: Iterable[AnyFact]
+    ) -> list[Event]:
+        """Give facts their numbers and collect their rows."""
+        events = []
+        for fact in facts:
+            seq += 1
+            self.cursor += 1
+            projector = _PROJECTORS.get(type(fact))
+            if projector is not None:
+                projector(self, fact, seq)
+            self._journal.append(
+                (self.cursor, session_id, seq, time_ms, fact.type, encode_fact(fact))
+            )
+            events.append(Event(fact.type, session_id, self.cursor, seq, time_ms, fact))
+        return events
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        write = self.connection.executemany
+        for sql, rows in (
+            (self.statements.session, self._sessions),
+            (self.statements.message, self._messages),
+            (self.statements.part, self._parts),
+            (self.statements.inbox, self._inbox),
+            (self.statements.ask, self._asks),
+        ):
+            if rows:
+                write(sql, list(rows.values()))
+                rows.clear()
+        if self._journal:
+            write(self.statements.journal, self._journal)
+            self._journal.clear()
+
+    def discard(self) -> None:
+        """Forget what was collected and not yet written."""
+        for rows in (self._sessions, self._messages, self._parts, self._inbox, self._asks):
+            rows.clear()
+        self._journal.clear()
+
+    # --- projection ----------------------------------------------------------------------------
+
+    def put_session(self, info: Session) -> None:
+        self._sessions[info.id] = (
+            info.id,
+            info.parent_id,
+            info.title,
+            info.directory,
+            info.time.created,
+            info.time.updated,
+            info.time.archived,
+            info.internal,
+            _encode(info),
+        )
+
+    def put_message(self, message: Message, seq: int) -> None:
+        key = (message.session_id, message.id)
+        row = self._messages.get(key)
+        self._messages[key] = (
+            *key,
+            schema.QUEUED if message.turn is None else message.turn,
+            row[3] if row is not None else seq,
+            message.role,
+            isinstance(message, AssistantMessage) and message.time.completed is None,
+            _encode(message),
+        )
+
+    def put_part(self, part: AnyPart, seq: int) -> None:
+        key = (part.session_id, part.id)
+        row = self._parts.get(key)
+        self._parts[key] = (
+            *key,
+            part.message_id,
+            row[3] if row is not None else seq,
+            part.__struct_config__.tag,
+            is_open(part),
+            _encode(part),
+        )
+
+    def put_prompt(self, prompt: Prompt, seq: int) -> None:
+        key = (prompt.session_id, prompt.message_id)
+        row = self._inbox.get(key)
+        self._inbox[key] = (
+            *key,
+            row[2] if row is not None else seq,
+            prompt.outcome is None,
+            _encode(prompt),
+        )
+
+    def put_ask(self, ask: Ask, seq: int) -> None:
+        key = (ask.session_id, ask.id)
+        row = self._asks.get(key)
+        self._asks[key] = (
+            *key,
+            row[2] if row is not None else seq,
+            ask.replied is None,
+            _encode(ask),
+        )
+
+    def remove_message(self, session_id: str, message_id: str) -> None:
+        self.flush()
+        key = (session_id, message_id)
+        self.connection.execute("DELETE FROM part WHERE session_id = ? AND message_id = ?", key)
+        self.connection.execute("DELETE FROM message WHERE session_id = ? AND id = ?", key)
+
+    def remove_part(self, session_id: str, part_id: str) -> None:
+        self.flush()
+        self.connection.execute(
+            "DELETE FROM part WHERE session_id = ? AND id = ?", (session_id, part_id)
+        )
+
+
+def is_open(part: AnyPart) -> bool:
+    """Whether a part is unfinished: a call without a result, text without an end, a live marker."""
+    if isinstance(part, ToolPart):
+        return isinstance(part.state, ToolPending | ToolRunning)
+    if isinstance(part, TextPart | ReasoningPart):
+        return isinstance(part.time, Span) and part.time.end is None
+    return isinstance(part, CompactionPart) and part.active
+
+
+def _project_ask(tx: Transaction, fact: Any, seq: int) -> None:
+    tx.put_ask(fact.info, seq)
+
+
+def _project_prompt(tx: Transaction, fact: Any, seq: int) -> None:
+    tx.put_prompt(fact.info, seq)
+
+
+def _project_session(tx: Transaction, fact: Any, _: int) -> None:
+    tx.put_session(fact.info)
+
+
+_PROJECTORS: Final[dict[type[Fact], Any]] = {
+    SessionCreated: _project_session,
+    SessionUpdated: _project_session,
+    MessageUpdated: lambda tx, fact, seq: tx.put_message(fact.info, seq),
+    MessageRemoved: lambda tx, fact, _: tx.remove_message(fact.session_id, fact.message_id),
+    PartUpdated: lambda tx, fact, seq: tx.put_part(fact.part, seq),
+    PartRemoved: lambda tx, fact, _: tx.remove_part(fact.session_id, fact.part_id),
+    PromptAccepted: _project_prompt,
+    PromptStarted: _project_prompt,
+    PromptSettled: _project_prompt,
+    PermissionAsked: _project_ask,
+    PermissionReplied: _project_ask,
+    QuestionAsked: _project_ask,
+    QuestionReplied: _project_ask,
+}

@@ -1,0 +1,116 @@
+"""Leases: whether a runtime that holds claims is alive.
+
+A runtime proves it in two ways: a row it renews (which a frozen process does not), and a lock on a
+file that the operating system lets go the moment the process dies. Dead is who lost either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from understudy.store.changes import Transaction
+
+LEASE_S: Final = 15.0
+RENEW_S: Final = 4.0
+
+
+class Lease:
+    """This runtime's own proof of life, and the judge of others'."""
+
+    def __init__(self, path: Path, runtime_id: str) -> None:
+        self.runtime_id = runtime_id
+        self.host = socket.gethostname()
+        self._base = path
+        self._file: IO[bytes] | None = None
+
+    def lock_path(self, runtime_id: str) -> Path:
+        return self._base.with_name(f"{self._base.name}-{runtime_id}.lock")
+
+    def hold(self) -> None:
+        """Take this runtime's lock file. Released by ``let_go`` or by the process's death."""
+        file = self.lock_path(self.runtime_id).open("wb")
+        if not _try_lock(file):
+            file.close()
+            raise BlockingIOError(f"{file.name} is locked")
+        self._file = file
+
+    def let_go(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            with contextlib.suppress(OSError):
+                self.lock_path(self.runtime_id).unlink()
+
+    # --- jobs of the writer --------------------------------------------------------------------
+
+    def register(self, tx: Transaction, *, now_ms: int) -> None:
+        tx.connection.execute(
+            "INSERT OR REPLACE INTO runtime (id, host, pid, started_ms, until_ms) "
+            "VALUES (?, ?, ?, ?, ?)",
+            (self.runtime_id, self.host, os.getpid(), now_ms, now_ms + int(LEASE_S * 1000)),
+        )
+
+    def renew(self, tx: Transaction, *, now_ms: int) -> None:
+        """Extend the lease. A late renewal is as good as any: the claims' epochs are the fence."""
+        renewed = tx.connection.execute(
+            "UPDATE runtime SET until_ms = ? WHERE id = ?",
+            (now_ms + int(LEASE_S * 1000), self.runtime_id),
+        )
+        if renewed.rowcount == 0:
+            self.register(tx, now_ms=now_ms)
+
+    def alive(self, tx: Transaction, runtime_id: str, *, now_ms: int) -> bool:
+        """Whether a runtime may still be at work."""
+        if runtime_id == self.runtime_id:
+            return True
+        row = tx.connection.execute(
+            "SELECT host, until_ms FROM runtime WHERE id = ?", (runtime_id,)
+        ).fetchone()
+        if row is None:
+            return False
+        host, until_ms = row
+        # A lease from a future beyond any honest one was written by a clock that jumped.
+        honest = until_ms <= now_ms + int(2 * LEASE_S * 1000)
+        if now_ms >= until_ms or not honest:
+            return False
+        return host != self.host or self._locked(runtime_id)
+
+    def _locked(self, runtime_id: str) -> bool:
+        """Whether a process still holds the runtime's lock file."""
+        path = self.lock_path(runtime_id)
+        try:
+            with path.open("rb+") as file:
+                if not _try_lock(file):
+                    return True
+        except OSError:
+            return False
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return False
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,538 @@
+"""Reads: short queries on a small pool of read-only connections.
+
+Hot queries read tuples; a row that cannot be decoded is reported and left out, so that one bad
+row does not hide its session.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from understudy.errors import InvalidInput, RuntimeClosed
+from understudy.store.database import Durability, connect, translated
+from understudy.store.events import Event, decode_fact
+from understudy.store.records import (
+    AnyPart,
+    Ask,
+    AssistantMessage,
+    CompactionPart,
+    Message,
+    Prompt,
+    Session,
+    UserMessage,
+)
+from understudy.store.schema import QUEUED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from peewee import SqliteDatabase
+
+logger = logging.getLogger("understudy.store")
+
+T = TypeVar("T")
+Pair: TypeAlias = tuple[Message, tuple[AnyPart, ...]]
+Order: TypeAlias = Literal["updated", "created"]
+
+_session = msgspec.json.Decoder(Session)
+_message = msgspec.json.Decoder(Message)
+_part = msgspec.json.Decoder(AnyPart)
+_prompt = msgspec.json.Decoder(Prompt)
+_ask = msgspec.json.Decoder(Ask)
+
+_READERS: Final = 4
+_UNFINISHED: Final = """
+    SELECT session_id FROM message WHERE open = 1
+    UNION SELECT session_id FROM part WHERE open = 1
+    UNION SELECT session_id FROM inbox WHERE open = 1
+    UNION SELECT session_id FROM ask WHERE open = 1
+"""
+
+
+class Unfinished(msgspec.Struct, frozen=True):
+    """What a session has open, each in order of creation; see ``commands.Loaded``."""
+
+    prompts: tuple[tuple[Prompt, UserMessage], ...] = ()
+    messages: tuple[AssistantMessage, ...] = ()
+    parts: tuple[AnyPart, ...] = ()
+    markers: tuple[tuple[CompactionPart, UserMessage], ...] = ()
+    asks: tuple[Ask, ...] = ()
+    later: frozenset[str] = frozenset()
+    summarised: dict[str, str] = {}
+
+
+class Reads:
+    """Every query of the store. Safe from any thread."""
+
+    def __init__(self, path: Path, *, durability: Durability) -> None:
+        self._path = path
+        self._durability: Durability = durability
+        self._idle: queue.LifoQueue[SqliteDatabase] = queue.LifoQueue()
+        self._slots: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        for _ in range(_READERS):
+            self._slots.put(True)
+        self._closed = False
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """A reader of its own for a moment; a read transaction never outlives the block."""
+        self._slots.get()
+        try:
+            if self._closed:
+                raise RuntimeClosed("The store is closed")
+            try:
+                database = self._idle.get_nowait()
+            except queue.Empty:
+                database = connect(self._path, durability=self._durability, reader=True)
+            try:
+                with translated(self._path):
+                    yield database.connection()
+            finally:
+                self._idle.put(database)
+        finally:
+            self._slots.put(True)
+
+    def close(self) -> None:
+        """Close every reader; one in use is waited for."""
+        for _ in range(_READERS):
+            self._slots.get()
+        self._closed = True
+        while not self._idle.empty():
+            self._idle.get_nowait().close()
+        for _ in range(_READERS):
+            self._slots.put(True)
+
+    # --- sessions ------------------------------------------------------------------------------
+
+    def session(self, session_id: str) -> Session | None:
+        with self.connection() as c:
+            row = c.execute("SELECT data FROM session WHERE id = ?", (session_id,)).fetchone()
+        return _session.decode(row[0]) if row else None
+
+    def sessions(
+        self,
+        *,
+        parent_id: str | None = None,
+        roots: bool = False,
+        directory: str | None = None,
+        search: str | None = None,
+        archived: bool | None = False,
+        internal: bool | None = False,
+        order: Order = "updated",
+        limit: int | None = 100,
+        offset: int = 0,
+    ) -> list[Session]:
+        """Sessions, newest first. ``archived`` and ``internal``: None means either."""
+        where: list[str] = []
+        values: list[Any] = []
+        if parent_id is not None:
+            where.append("parent_id = ?")
+            values.append(parent_id)
+        if roots:
+            where.append("parent_id IS NULL")
+        if directory is not None:
+            where.append("directory = ?")
+            values.append(directory)
+        if search:
+            where.append("instr(lower(title), lower(?)) > 0")
+            values.append(search)
+        if archived is not None:
+            where.append(f"archived_ms IS {'NOT ' if archived else ''}NULL")
+        if internal is not None:
+            where.append("internal = ?")
+            values.append(internal)
+        if order not in ("updated", "created"):
+            raise InvalidInput(f"order is 'updated' or 'created', not {order!r}", field="order")
+        sql = "SELECT data FROM session"
+        if where:
+            sql += f" WHERE {' AND '.join(where)}"
+        by = "updated_ms DESC, id" if order == "updated" else "created_ms DESC, id"
+        sql += f" ORDER BY {by} LIMIT ? OFFSET ?"
+        values += [-1 if limit is None else limit, offset]
+        with self.connection() as c:
+            rows = c.execute(sql, values).fetchall()
+        return _decoded(_session.decode, rows, "session")
+
+    def session_count(self) -> int:
+        with self.connection() as c:
+            return int(c.execute("SELECT count(*) FROM session").fetchone()[0])
+
+    def children(self, session_id: str) -> list[str]:
+        with self.connection() as c:
+            rows = c.execute("SELECT id FROM session WHERE parent_id = ?", (session_id,))
+            return [row[0] for row in rows]
+
+    def unfinished_sessions(self) -> list[str]:
+        """Sessions with anything open, oldest id last."""
+        with self.connection() as c:
+            return [row[0] for row in c.execute(_UNFINISHED)]
+
+    def owner(self, session_id: str) -> str | None:
+        with self.connection() as c:
+            row = c.execute(
+                "SELECT owner FROM claim WHERE session_id = ?", (session_id,)
+            ).fetchone()
+        return row[0] if row else None
+
+    # --- messages ------------------------------------------------------------------------------
+
+    def messages(
+        self, session_id: str, *, limit: int | None = None, before: str | None = None
+    ) -> list[Pair]:
+        """Messages with their parts in transcript order: the newest ``limit`` before a message."""
+        with self.connection() as c:
+            bound = (QUEUED + 1, 0)
+            if before is not None:
+                row = c.execute(
+                    "SELECT turn, seq FROM message WHERE session_id = ? AND id = ?",
+                    (session_id, before),
+                ).fetchone()
+                bound = row if row else bound
+            rows = c.execute(
+                "SELECT id, data FROM message WHERE session_id = ? AND (turn, seq) < (?, ?) "
+                "ORDER BY turn DESC, seq DESC LIMIT ?",
+                (session_id, *bound, -1 if limit is None else limit),
+            ).fetchall()
+            rows.reverse()
+            return _with_parts(c, session_id, rows)
+
+    def message(self, session_id: str, message_id: str) -> Pair | None:
+        with self.connection() as c:
+            rows = c.execute(
+                "SELECT id, data FROM message WHERE session_id = ? AND id = ?",
+                (session_id, message_id),
+            ).fetchall()
+            pairs = _with_parts(c, session_id, rows)
+        return pairs[0] if pairs else None
+
+    def history(self, session_id: str) -> list[Pair]:
+        """What the model's context can be built from: back to the last compaction's tail."""
+        with self.connection() as c:
+            start = _history_start(c, session_id)
+            rows = c.execute(
+                "SELECT id, data FROM message WHERE session_id = ? AND turn < ? "
+                "AND (turn, seq) >= (?, ?) ORDER BY turn, seq",
+                (session_id, QUEUED, *start),
+            ).fetchall()
+            return _with_parts(c, session_id, rows)
+
+    def positions(self, session_id: str, message_id: str) -> tuple[str, ...] | None:
+        """The ids of a message and of all that follow it in the transcript, or None."""
+        with self.connection() as c:
+            row = c.execute(
+                "SELECT turn, seq FROM message WHERE session_id = ? AND id = ?",
+                (session_id, message_id),
+            ).fetchone()
+            if row is None:
+                return None
+            rows = c.execute(
+                "SELECT id FROM message WHERE session_id = ? AND (turn, seq) >= (?, ?) "
+                "ORDER BY turn, seq",
+                (session_id, *row),
+            ).fetchall()
+        return tuple(row[0] for row in rows)
+
+    # --- prompts and asks ----------------------------------------------------------------------
+
+    def prompt(self, session_id: str, message_id: str) -> tuple[Prompt | None, bool]:
+        """The inbox row with this message id, and whether a message has that id at all."""
+        with self.connection() as c:
+            key = (session_id, message_id)
+            row = c.execute(
+                "SELECT data FROM inbox WHERE session_id = ? AND message_id = ?", key
+            ).fetchone()
+            taken = c.execute("SELECT 1 FROM message WHERE session_id = ? AND id = ?", key)
+            return (_prompt.decode(row[0]) if row else None, taken.fetchone() is not None)
+
+    def prompts(self, session_id: str) -> list[Prompt]:
+        """Every prompt a session ever accepted, oldest first."""
+        with self.connection() as c:
+            rows = c.execute(
+                "SELECT data FROM inbox WHERE session_id = ? ORDER BY seq", (session_id,)
+            ).fetchall()
+        return _decoded(_prompt.decode, rows, "prompt")
+
+    def ask(self, session_id: str, ask_id: str) -> Ask | None:
+        with self.connection() as c:
+            row = c.execute(
+                "SELECT data FROM ask WHERE session_id = ? AND id = ?", (session_id, ask_id)
+            ).fetchone()
+        return _ask.decode(row[0]) if row else None
+
+    def find_ask(self, ask_id: str) -> Ask | None:
+        """An open request by its id alone."""
+        return next((ask for ask in self.asks() if ask.id == ask_id), None)
+
+    def asks(self, session_id: str | None = None) -> list[Ask]:
+        """Open requests, oldest first."""
+        sql = "SELECT data FROM ask WHERE open = 1"
+        values: tuple[str, ...] = ()
+        if session_id is not None:
+            sql += " AND session_id = ?"
+            values = (session_id,)
+        with self.connection() as c:
+            rows = c.execute(sql + " ORDER BY session_id, seq", values).fetchall()
+        return sorted(_decoded(_ask.decode, rows, "ask"), key=lambda ask: ask.created)
+
+    # --- recovery ------------------------------------------------------------------------------
+
+    def unfinished(self, session_id: str) -> Unfinished:
+        """What recovery needs. Its cost depends on what is open, not on the history."""
+        key = (session_id,)
+        with self.connection() as c:
+            parts = _decoded(
+                _part.decode,
+                c.execute(
+                    "SELECT data FROM part WHERE session_id = ? AND open = 1 ORDER BY seq", key
+                ).fetchall(),
+                "part",
+            )
+            messages = _decoded(
+                _message.decode,
+                c.execute(
+                    "SELECT data FROM message WHERE session_id = ? AND open = 1 ORDER BY seq", key
+                ).fetchall(),
+                "message",
+            )
+            prompts = _decoded(
+                _prompt.decode,
+                c.execute(
+                    "SELECT data FROM inbox WHERE session_id = ? AND open = 1 ORDER BY seq", key
+                ).fetchall(),
+                "prompt",
+            )
+            asks = _decoded(
+                _ask.decode,
+                c.execute(
+                    "SELECT data FROM ask WHERE session_id = ? AND open = 1 ORDER BY seq", key
+                ).fetchall(),
+                "ask",
+            )
+            if not (parts or messages or prompts or asks):
+                return Unfinished()
+            open_messages = tuple(m for m in messages if isinstance(m, AssistantMessage))
+            return Unfinished(
+                prompts=tuple(_with_messages(c, prompts)),
+                messages=open_messages,
+                parts=tuple(_all_parts(c, session_id, open_messages, parts)),
+                markers=(markers := tuple(_with_markers(c, parts))),
+                asks=tuple(asks),
+                later=_later(c, session_id, markers),
+                summarised=_summarised(c, session_id, markers),
+            )
+
+    # --- journal -------------------------------------------------------------------------------
+
+    def events(
+        self,
+        *,
+        after: int,
+        limit: int = 1000,
+        session_id: str | None = None,
+        upto: int | None = None,
+    ) -> list[Event]:
+        """Events with a cursor above ``after``, in order."""
+        sql = "SELECT type, session_id, cursor, seq, time_ms, data FROM journal WHERE cursor > ?"
+        values: list[Any] = [after]
+        if session_id is not None:
+            # The unary plus keeps the cursor out of the choice of index.
+            sql = sql.replace("cursor > ?", "+cursor > ?") + " AND session_id = ?"
+            values.append(session_id)
+        if upto is not None:
+            sql += " AND cursor <= ?"
+            values.append(upto)
+        order = "cursor" if session_id is None else "seq"
+        with self.connection() as c:
+            rows = c.execute(f"{sql} ORDER BY {order} LIMIT ?", (*values, limit)).fetchall()
+        return [
+            Event(kind, session, cursor, seq, time_ms, decode_fact(kind, data))
+            for kind, session, cursor, seq, time_ms, data in rows
+        ]
+
+    def cursors(self) -> tuple[int, int]:
+        """The oldest and the newest cursor of the journal; (0, 0) when it is empty."""
+        with self.connection() as c:
+            row = c.execute(
+                "SELECT coalesce((SELECT min(cursor) FROM journal), 0), "
+                "coalesce((SELECT max(cursor) FROM journal), 0)"
+            ).fetchone()
+        return row[0], row[1]
+
+    # --- supervision ---------------------------------------------------------------------------
+
+    def quarantined(self) -> dict[str, str]:
+        """Quarantined sessions and why."""
+        with self.connection() as c:
+            rows = c.execute(
+                "SELECT session_id, reason FROM restart WHERE quarantined_ms IS NOT NULL"
+            ).fetchall()
+        return dict(rows)
+
+    def restarts(self, session_id: str) -> tuple[Any, ...] | None:
+        """The supervisor's memory of a session as a row; see ``claims.RestartRecord``."""
+        with self.connection() as c:
+            row: tuple[Any, ...] | None = c.execute(
+                "SELECT session_id, total, consecutive, last_ms, reason, culprit, culprit_count, "
+                "quarantined_ms FROM restart WHERE session_id = ?",
+                (session_id,),
+            ).fetchone()
+        return row
+
+
+# --- rows to records ---------------------------------------------------------------------------
+
+
+def _decoded(decode: Callable[[bytes], T], rows: Sequence[tuple[Any, ...]], kind: str) -> list[T]:
+    records = []
+    for row in rows:
+        try:
+            records.append(decode(row[-1]))
+        except (msgspec.DecodeError, TypeError) as error:
+            logger.error("A damaged %s row was left out (%s): %.80r", kind, error, row)
+    return records
+
+
+def _with_parts(
+    c: sqlite3.Connection, session_id: str, rows: Sequence[tuple[str, bytes]]
+) -> list[Pair]:
+    """Messages of one session with their parts."""
+    parts: dict[str, list[AnyPart]] = {row[0]: [] for row in rows}
+    if len(rows) == 1:
+        found = c.execute(
+            "SELECT message_id, data FROM part WHERE session_id = ? AND message_id = ? "
+            "ORDER BY seq",
+            (session_id, rows[0][0]),
+        )
+    else:
+        found = c.execute(
+            "SELECT p.message_id, p.data FROM json_each(?) m "
+            "JOIN part p ON p.session_id = ? AND p.message_id = m.value ORDER BY m.key, p.seq",
+            (msgspec.json.encode([row[0] for row in rows]).decode(), session_id),
+        )
+    for message_id, data in found:
+        parts[message_id] += _decoded(_part.decode, [(data,)], "part")
+    return [
+        (message, tuple(parts[row[0]]))
+        for row in rows
+        for message in _decoded(_message.decode, [row], "message")
+    ]
+
+
+def _history_start(c: sqlite3.Connection, session_id: str) -> tuple[int, int]:
+    """The transcript position from which context is built."""
+    rows = c.execute(
+        "SELECT data FROM part WHERE session_id = ? AND kind = 'compaction' "
+        "ORDER BY seq DESC LIMIT 20",
+        (session_id,),
+    ).fetchall()
+    for part in _decoded(_part.decode, rows, "part"):
+        if not isinstance(part, CompactionPart) or part.state != "committed":
+            continue
+        for message_id in (part.tail_start_id, part.head_end_id, part.message_id):
+            row = c.execute(
+                "SELECT turn, seq FROM message WHERE session_id = ? AND id = ?",
+                (session_id, message_id),
+            ).fetchone()
+            if row is not None:
+                return row[0], row[1]
+    return 0, 0
+
+
+def _with_messages(
+    c: sqlite3.Connection, prompts: Sequence[Prompt]
+) -> Iterator[tuple[Prompt, UserMessage]]:
+    for prompt in prompts:
+        message = _user_message(c, prompt.session_id, prompt.message_id)
+        if message is not None:
+            yield prompt, message
+
+
+def _with_markers(
+    c: sqlite3.Connection, parts: Sequence[AnyPart]
+) -> Iterator[tuple[CompactionPart, UserMessage]]:
+    for part in parts:
+        if isinstance(part, CompactionPart):
+            message = _user_message(c, part.session_id, part.message_id)
+            if message is not None:
+                yield part, message
+
+
+def _user_message(c: sqlite3.Connection, session_id: str, message_id: str) -> UserMessage | None:
+    rows = c.execute(
+        "SELECT data FROM message WHERE session_id = ? AND id = ?", (session_id, message_id)
+    ).fetchall()
+    for message in _decoded(_message.decode, rows, "message"):
+        if isinstance(message, UserMessage):
+            return message
+    return None
+
+
+def _all_parts(
+    c: sqlite3.Connection,
+    session_id: str,
+    messages: Sequence[AssistantMessage],
+    dangling: Sequence[AnyPart],
+) -> Iterator[AnyPart]:
+    """Every part of the open messages, and what else is open."""
+    seen = set()
+    for message in messages:
+        rows = c.execute(
+            "SELECT data FROM part WHERE session_id = ? AND message_id = ? ORDER BY seq",
+            (session_id, message.id),
+        ).fetchall()
+        for part in _decoded(_part.decode, rows, "part"):
+            seen.add(part.id)
+            yield part
+    for part in dangling:
+        if part.id not in seen:
+            yield part
+
+
+def _later(
+    c: sqlite3.Connection, session_id: str, markers: Sequence[tuple[CompactionPart, UserMessage]]
+) -> frozenset[str]:
+    """Markers that a finished answer follows: nobody waits for them any more."""
+    later = set()
+    for _, message in markers:
+        if message.turn is None:
+            continue
+        rows = c.execute(
+            "SELECT a.data FROM message m JOIN message a ON a.session_id = m.session_id "
+            "AND (a.turn, a.seq) > (m.turn, m.seq) AND a.turn < ? AND a.role = 'assistant' "
+            "AND a.open = 0 WHERE m.session_id = ? AND m.id = ? ORDER BY a.turn DESC, a.seq DESC",
+            (QUEUED, session_id, message.id),
+        ).fetchall()
+        answers = _decoded(_message.decode, rows, "message")
+        if any(isinstance(a, AssistantMessage) and not a.summary for a in answers):
+            later.add(message.id)
+    return frozenset(later)
+
+
+def _summarised(
+    c: sqlite3.Connection, session_id: str, markers: Sequence[tuple[CompactionPart, UserMessage]]
+) -> dict[str, str]:
+    """Markers that have a finished summary already."""
+    found = {}
+    for _, message in markers:
+        rows = c.execute(
+            "SELECT a.data FROM message m JOIN message a ON a.session_id = m.session_id "
+            "AND a.turn >= m.turn AND a.role = 'assistant' AND a.open = 0 "
+            "WHERE m.session_id = ? AND m.id = ?",
+            (session_id, message.id),
+        ).fetchall()
+        for answer in _decoded(_message.decode, rows, "message"):
+            if (
+                isinstance(answer, AssistantMessage)
+                and answer.summary
+                and answer.parent_id == message.id
+                and answer.error is None
+            ):
+                found[message.id] = answer.id
+    return found

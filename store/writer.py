@@ -1,0 +1,243 @@
+"""The one writer: a thread that owns the write connection, commits and checkpoints.
+
+Jobs that wait together share a transaction (group commit). A job that is refused fails alone; when
+the transaction fails, it is rolled back and each of its jobs is tried alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from understudy.errors import RuntimeClosed, StoreBusy, UnderstudyError
+from understudy.store.changes import Change, Statements, Transaction
+from understudy.store.database import BUSY_TIMEOUT_S, translate
+from understudy.store.events import Event
+
+if TYPE_CHECKING:
+    from peewee import SqliteDatabase
+
+logger = logging.getLogger("understudy.store")
+
+MAX_GROUP: Final = 512
+CHECKPOINT_EVERY: Final = 2_000  # commits between checkpoints that truncate the log
+
+Events: TypeAlias = list[Event]
+Work: TypeAlias = Callable[[Transaction], tuple[Any, Events]]
+Done: TypeAlias = Callable[[Any, Events, BaseException | None], None]
+FaultHook: TypeAlias = Callable[[str], None]
+
+
+class Job:
+    """One thing to commit. ``done(result, events, error)`` is called afterwards, exactly once.
+
+    ``change`` is the fast path; ``work`` is any other write, run inside a savepoint.
+    """
+
+    __slots__ = ("change", "done", "events", "result", "work")
+
+    def __init__(self, done: Done, change: Change | None = None, work: Work | None = None) -> None:
+        self.done = done
+        self.change = change
+        self.work = work
+        self.result: Any = None
+        self.events: Events = []
+
+    def apply(self, tx: Transaction) -> None:
+        if self.change is not None:
+            self.events = tx.add(self.change)
+            return
+        assert self.work is not None, "a job has a change or work"
+        tx.flush()
+        tx.connection.execute("SAVEPOINT job")
+        cursor = tx.cursor
+        try:
+            self.result, self.events = self.work(tx)
+            tx.flush()
+        except BaseException:
+            tx.discard()
+            tx.cursor = cursor
+            tx.connection.execute("ROLLBACK TO job")
+            tx.connection.execute("RELEASE job")
+            raise
+        tx.connection.execute("RELEASE job")
+
+
+class Writer:
+    """Commits jobs in order of submission.
+
+    ``published(events)`` is called after each commit with its events in cursor order, before
+    the jobs' own callbacks; both run in the writer's thread and must not block.
+    ``fault(point)`` is called before "begin", "commit" and after "committed": a test hook that
+    may raise or kill.
+    """
+
+    def __init__(
+        self,
+        database: SqliteDatabase,
+        *,
+        published: Callable[[Events], None],
+        fault: FaultHook | None = None,
+    ) -> None:
+        self._database = database
+        self._connection: sqlite3.Connection = database.connection()
+        self._statements = Statements(database)
+        self._published = published
+        self._fault = fault
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._commits = 0
+        self._thread = threading.Thread(target=self._run, name="understudy-writer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. After close, its ``done`` gets ``RuntimeClosed`` at once."""
+        with self._lock:
+            if not self._closed:
+                self._queue.put(job)
+                return
+        job.done(None, [], RuntimeClosed("The store is closed"))
+
+    def close(self, timeout_s: float) -> bool:
+        """Commit what was submitted, then stop. False if that took too long."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # --- the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        open_for_business = True
+        while open_for_business:
+            jobs: list[Job] = []
+            job = self._queue.get()
+            while True:
+                if job is None:
+                    open_for_business = False
+                    break
+                jobs.append(job)
+                if len(jobs) >= MAX_GROUP:
+                    break
+                try:
+                    job = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if jobs:
+                self.commit(jobs)
+        self._checkpoint()
+
+    def commit(self, jobs: Sequence[Job]) -> None:
+        """Commit jobs in one transaction, and call back."""
+        try:
+            outcome = self._attempt(jobs)
+        except Exception as error:  # noqa: BLE001 - every failure is told to whoever waits
+            self._recover(jobs, error)
+            return
+        events = [event for job, failed in outcome if failed is None for event in job.events]
+        self._fire("committed")
+        if events:
+            self._call(self._published, events)
+        for job, failed in outcome:
+            if failed is None:
+                self._call(job.done, job.result, job.events, None)
+            else:
+                self._call(job.done, None, [], failed)
+        self._commits += 1
+        if self._commits % CHECKPOINT_EVERY == 0:
+            self._checkpoint()
+
+    def _attempt(self, jobs: Sequence[Job]) -> list[tuple[Job, Exception | None]]:
+        """One transaction over all jobs; refused ones are left out."""
+        outcome: list[tuple[Job, Exception | None]] = []
+        self._fire("begin")
+        for attempt in _busy_policy():
+            with attempt:
+                self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            tx = Transaction(self._connection, self._statements)
+            for job in jobs:
+                try:
+                    job.apply(tx)
+                except UnderstudyError as refusal:
+                    outcome.append((job, refusal))
+                else:
+                    outcome.append((job, None))
+            tx.flush()
+            self._fire("commit")
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        return outcome
+
+    def _recover(self, jobs: Sequence[Job], error: Exception) -> None:
+        """Nothing was written. Try each job alone, so that a bad one fails alone."""
+        if len(jobs) == 1:
+            failure = error if isinstance(error, UnderstudyError) else _as_ours(error)
+            self._call(jobs[0].done, None, [], failure)
+            return
+        logger.warning("A group of %d changes failed (%s); trying each alone", len(jobs), error)
+        for job in jobs:
+            self.commit([job])
+
+    def _checkpoint(self) -> None:
+        """Bring the log back into the database, and give its space back."""
+        try:
+            # Never wait for a reader: what cannot be truncated now is truncated next time.
+            self._connection.execute("PRAGMA busy_timeout = 0")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            logger.info("Checkpoint put off: %s", error)
+        finally:
+            timeout_ms = int(BUSY_TIMEOUT_S * 1000)
+            self._connection.execute(f"PRAGMA busy_timeout = {timeout_ms}")
+
+    def _call(self, callback: Callable[..., None], *args: Any) -> None:
+        try:
+            callback(*args)
+        except Exception:
+            logger.exception("A callback after a commit failed")
+
+    def _fire(self, point: str) -> None:
+        if self._fault is not None:
+            self._fault(point)
+
+
+def _as_ours(error: Exception) -> Exception:
+    if isinstance(error, sqlite3.Error | OSError):
+        return translate(error)
+    return error
+
+
+def _busy_policy() -> Retrying:
+    """Wait for another process's lock beyond SQLite's own timeout, within bounds."""
+    return Retrying(
+        retry=retry_if_exception(
+            lambda error: (
+                isinstance(error, sqlite3.OperationalError)
+                and isinstance(translate(error), StoreBusy)
+            )
+        ),
+        wait=wait_random_exponential(multiplier=0.02, max=0.5),
+        stop=stop_after_delay(20.0),
+        reraise=True,
+    )
