@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from understudy.actors.core import turns
+from understudy.actors.core.commands import CallDraft, OpenAsk, Reply
+from understudy.actors.core.draft import Draft, replace
+from understudy.actors.core.effects import ResolveAsk
 from understudy.errors import AskClosed, AskNotFound, InvalidInput
 from understudy.store.events import (
     PermissionAsked,
@@ -13,6 +18,7 @@ from understudy.store.events import (
     QuestionReplied,
 )
 from understudy.store.records import (
+    AnyPart,
     Ask,
     PermissionRule,
     Span,
@@ -21,11 +27,6 @@ from understudy.store.records import (
     ToolPending,
     ToolRunning,
 )
-
-from . import turns
-from .commands import CallDraft, OpenAsk, Reply
-from .draft import Draft, replace
-from .effects import ResolveAsk
 
 REJECTED = "The user rejected permission to use this specific tool call."
 
@@ -67,10 +68,23 @@ def ask_before(d: Draft, part: ToolPart, call: CallDraft) -> None:
 
 def open_ask(d: Draft, command: OpenAsk) -> None:
     """A running tool asks. Rules answer at once where they can."""
-    ask = command.ask
-    if find_call(d, ask) is None:
-        d.start(ResolveAsk(ask=replace(ask, replied="closed")))
+    turn = d.turn
+    step = turn.step if turn is not None else None
+    part = step.parts.get(command.part_id) if step is not None else None
+    if (
+        turn is None
+        or step is None
+        or not isinstance(part, ToolPart)
+        or not isinstance(part.state, ToolRunning)
+    ):
+        d.start(ResolveAsk(ask=replace(command.ask, replied="closed")))
         return
+    if command.ask.id in step.asked:
+        return
+    d.turn = replace(turn, step=replace(step, asked=step.asked | {command.ask.id}))
+    ask = replace(
+        command.ask, session_id=d.session_id, message_id=part.message_id, call_id=part.call_id
+    )
     if ask.kind == "permission":
         action = action_for(d, ask.permission, ask.patterns)
         if action != "ask":
@@ -97,6 +111,18 @@ def find_call(d: Draft, ask: Ask) -> ToolPart | None:
         ):
             return part
     return None
+
+
+def is_parked(d: Draft, part: AnyPart) -> bool:
+    """Whether this call has not run and waits for a person. It can wait over a restart."""
+    return (
+        isinstance(part, ToolPart)
+        and isinstance(part.state, ToolPending)
+        and any(
+            ask.message_id == part.message_id and ask.call_id == part.call_id
+            for ask in d.asks.values()
+        )
+    )
 
 
 def reply(d: Draft, command: Reply) -> Ask:
@@ -147,14 +173,21 @@ def _decide_pending(d: Draft, part: ToolPart, *, granted: bool, feedback: str | 
 
 
 def _remember(d: Draft, ask: Ask) -> None:
+    # What was asked about is text, not a pattern: allowing ``rm *`` must not allow ``rm -rf /``.
+    allowed = ask.always or tuple(map(_literal, ask.patterns))
     known = {(rule.permission, rule.pattern, rule.action) for rule in d.info.permission}
     new = tuple(
         PermissionRule(permission=ask.permission, pattern=pattern, action="allow")
-        for pattern in (ask.always or ask.patterns)
+        for pattern in allowed
         if (ask.permission, pattern, "allow") not in known
     )
     if new:
         d.put_info(replace(d.info, permission=(*d.info.permission, *new)))
+
+
+def _literal(text: str) -> str:
+    """The pattern that matches this text only; a lone ``*`` asks about everything, and stays."""
+    return text if text == "*" else re.sub(r"([*?[])", r"[\1]", text)
 
 
 def _grant_covered(d: Draft) -> None:

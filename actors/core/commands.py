@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from understudy.actors.core.state import Entry
 from understudy.store.records import (
     AnyPart,
     Ask,
@@ -22,8 +23,6 @@ from understudy.store.records import (
     UserMessage,
     WhenBusy,
 )
-
-from .state import Entry
 
 Reason: TypeAlias = Literal[
     "abort", "interrupt", "restart", "crash", "lost", "close", "timeout", "error", "rejected"
@@ -65,10 +64,14 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestCompaction(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a compaction; merges into an active one."""
+    """Ask for a compaction; merges into an active one.
+
+    ``reverted`` are the messages a pending revert hides: they are removed first.
+    """
 
     auto: bool = False
     resume: bool = False
+    reverted: tuple[str, ...] = ()
 
 
 class UpdateSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +117,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """What the store says is unfinished in a session, each in order of creation.
 
     ``later`` are the ids of active markers that a finished assistant message follows;
-    ``summarised`` maps active markers to a finished summary they already have.
+    ``summarised`` maps active markers to a finished summary they already have, and ``tails`` those
+    markers to the ``(head_end_id, tail_start_id)`` such a summary leaves.
     """
 
     prompts: tuple[Entry, ...] = ()
@@ -124,6 +128,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     asks: tuple[Ask, ...] = ()
     later: frozenset[str] = frozenset()
     summarised: dict[str, str] = {}
+    tails: dict[str, tuple[str | None, str | None]] = {}
 
 
 class Recover(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,20 @@ marker and follow-up become effective in one change, so there is no moment to cr
 
 from __future__ import annotations
 
-from understudy.store.events import PartRemoved, SessionCompacted, SessionFailed
+from typing import Literal
+
+from understudy.actors.core import prompts, turns
+from understudy.actors.core.commands import (
+    Reason,
+    RequestCompaction,
+    StepFailed,
+    StepFinished,
+    StepProgress,
+)
+from understudy.actors.core.draft import Draft, replace
+from understudy.actors.core.effects import Cancel, RunSummary
+from understudy.actors.core.state import Compaction, Entry, Step
+from understudy.store.events import MessageRemoved, SessionCompacted, SessionFailed
 from understudy.store.records import (
     AssistantMessage,
     CompactionPart,
@@ -20,12 +33,6 @@ from understudy.store.records import (
     UserMessage,
 )
 
-from . import prompts, turns
-from .commands import Reason, RequestCompaction, StepFailed, StepFinished
-from .draft import Draft, replace
-from .effects import Cancel, RunSummary
-from .state import Compaction, Entry, Step
-
 AGENT = "compaction"
 FOLLOW_UP = (
     "The conversation so far was summarised. Continue with what you were asked to do, "
@@ -36,16 +43,11 @@ FOLLOW_UP = (
 # --- requests ----------------------------------------------------------------------------------
 
 
-def may_run(d: Draft) -> bool:
-    """Whether automatic compaction is on and has not paused after failures."""
-    rules = d.rules.compaction
-    return rules.auto and d.info.compaction_failures < rules.failures
-
-
 def request_command(d: Draft, command: RequestCompaction) -> str:
     """A caller's request: runs at once when idle, else after the running turn."""
+    prompts.remove_reverted(d, command.reverted)
     marker_id = request(d, auto=command.auto, resume=command.resume)
-    if d.turn is None or (d.turn.step is None and command.auto):
+    if d.turn is None:
         turns.advance(d)
     return marker_id
 
@@ -86,34 +88,48 @@ def request(d: Draft, *, auto: bool, resume: bool, overflow: bool = False) -> st
 
 
 def after_step(d: Draft, total: int, *, resume: bool) -> None:
-    """Request a compaction when the step that just finished passed the limit."""
-    turn = d.turn
-    assert turn is not None, "a step belongs to a turn"
-    if total < d.rules.usable_tokens:
-        return
-    if turn.compacted:
+    """Request a compaction if the step that just finished passed the limit of ``total`` tokens."""
+    if total >= d.rules.usable_tokens:
+        make_room(d, resume=resume)
+    elif d.info.compaction_failures:
+        d.info = replace(d.info, compaction_failures=0)
+    d.compacted = False
+
+
+def make_room(d: Draft, *, resume: bool, overflow: bool = False) -> bool:
+    """Request automatic compaction: False if it is off, or has paused after failures."""
+    rules = d.rules.compaction
+    if d.compacted:
         # The last compaction did not bring the context below the limit: no progress.
+        d.compacted = False
         _count_failure(d)
-    if may_run(d):
-        request(d, auto=True, resume=resume)
+    if not rules.auto or d.info.compaction_failures >= rules.failures:
+        return False
+    request(d, auto=True, resume=resume, overflow=overflow)
+    return True
 
 
 # --- running -----------------------------------------------------------------------------------
 
 
+def summarising(d: Draft, message_id: str) -> Step | None:
+    """The open summary, if it is this one."""
+    summary = d.compaction.summary if d.compaction is not None else None
+    return summary if summary is not None and summary.message.id == message_id else None
+
+
 def start(d: Draft) -> None:
-    """Open the marker's summary; the unfinished one of an earlier attempt is used again."""
+    """Open the marker's summary. It replaces the unfinished one of an earlier attempt."""
     active = d.compaction
     assert active is not None, "only an active marker starts"
     message = active.message
     if message.turn is None:
         message = replace(message, turn=d.turn.number if d.turn is not None else d.next_seq)
         d.put_message(message)
-    assert message.turn is not None
-    summary_id = active.part.summary_id or d.new_id("msg")
+    assert message.turn is not None, "a marker that runs has its place"
     if active.summary is not None:
-        for part in active.summary.parts.values():
-            d.emit(PartRemoved(session_id=d.session_id, message_id=summary_id, part_id=part.id))
+        d.emit(MessageRemoved(session_id=d.session_id, message_id=active.summary.message.id))
+    summary_id = d.new_id("msg")
     marker = replace(
         active.part,
         state="summarising",
@@ -148,28 +164,38 @@ def restart(d: Draft) -> None:
     active = d.compaction
     assert active is not None, "only an active marker restarts"
     if active.part.attempts >= d.rules.compaction.attempts + d.rules.limits.resume_attempts:
-        _fail(d, Failure(name="CompactionError", data={"message": "The summary never finished"}))
+        _fail(d, _failure("The summary never finished"))
     else:
         start(d)
 
 
-def summary_finished(d: Draft, command: StepFinished) -> None:
-    """Commit the compaction, if the summary says something and shrinks the context."""
-    text = "".join(part.text for part in command.parts if isinstance(part, TextPart))
-    if not text.strip():
-        _attempt_failed(d, "The summary is empty")
-    elif command.after >= command.before:
-        _attempt_failed(d, f"The summary would not shrink the context ({command.before} tokens)")
-    else:
-        _commit(d, command)
-
-
-def _commit(d: Draft, command: StepFinished) -> None:
+def summary_progress(d: Draft, command: StepProgress | StepFinished | StepFailed) -> Step:
     active = d.compaction
     assert active is not None and active.summary is not None, "a summary belongs to its marker"
-    for part in command.parts:
-        d.put_part(part)
-    message = active.summary.message
+    step = turns.put_texts(d, active.summary, command.parts)
+    d.compaction = replace(active, summary=step)
+    return step
+
+
+def summary_finished(d: Draft, command: StepFinished) -> None:
+    """Commit the compaction, if the summary says something and shrinks the context."""
+    active = d.compaction
+    assert active is not None, "a summary belongs to its marker"
+    step = turns.end_texts(d, summary_progress(d, command))
+    d.compaction = replace(active, summary=step)
+    text = "".join(part.text for part in step.parts.values() if isinstance(part, TextPart))
+    if not text.strip():
+        _attempt_failed(d, _failure("The summary is empty"))
+    elif command.after >= command.before:
+        words = f"The summary would not shrink the context ({command.before} tokens)"
+        _attempt_failed(d, _failure(words))
+    else:
+        _commit(d, command, active.part, step.message)
+
+
+def _commit(
+    d: Draft, command: StepFinished, marker: CompactionPart, message: AssistantMessage
+) -> None:
     d.put_part(
         StepFinishPart(
             id=d.new_id("prt"),
@@ -190,36 +216,39 @@ def _commit(d: Draft, command: StepFinished) -> None:
             time=MessageTime(created=created, completed=max(d.now, created)),
         )
     )
-    commit_marker(
-        d,
-        replace(
-            active.part,
-            head_end_id=command.head_end_id,
-            tail_start_id=command.tail_start_id,
-        ),
-        message.id,
-    )
-    d.put_info(
-        replace(
-            d.info,
-            tokens=d.info.tokens + command.tokens,
-            cost=d.info.cost + command.cost,
-            compaction_failures=0,
-        )
-    )
+    commit_marker(d, marker, message.id, command.head_end_id, command.tail_start_id)
+    # An automatic compaction has helped when the next step says so, not before.
+    failures = d.info.compaction_failures if marker.auto else 0
+    tokens, cost = d.info.tokens + command.tokens, d.info.cost + command.cost
+    d.put_info(replace(d.info, tokens=tokens, cost=cost, compaction_failures=failures))
     turns.advance(d)
 
 
-def commit_marker(d: Draft, part: CompactionPart, summary_id: str) -> None:
+def commit_marker(
+    d: Draft,
+    marker: CompactionPart,
+    summary_id: str,
+    head_end_id: str | None,
+    tail_start_id: str | None,
+) -> None:
     """Make the summary effective, and let the interrupted work go on."""
-    d.put_part(replace(part, state="committed", summary_id=summary_id))
+    d.put_part(
+        replace(
+            marker,
+            state="committed",
+            summary_id=summary_id,
+            head_end_id=head_end_id,
+            tail_start_id=tail_start_id,
+        )
+    )
     d.emit(
-        SessionCompacted(session_id=d.session_id, marker_id=part.message_id, summary_id=summary_id)
+        SessionCompacted(
+            session_id=d.session_id, marker_id=marker.message_id, summary_id=summary_id
+        )
     )
     d.compaction = None
-    if d.turn is not None:
-        d.turn = replace(d.turn, compacted=True)
-    if part.resume:
+    d.compacted = True
+    if marker.resume:
         _follow_up(d)
 
 
@@ -243,24 +272,35 @@ def _follow_up(d: Draft) -> None:
     d.put_message(message)
     d.put_part(text)
     if turn is None:
-        prompt = Prompt(message_id=message.id, session_id=d.session_id, digest="", accepted=d.now)
+        prompt = Prompt(
+            message_id=message.id,
+            session_id=d.session_id,
+            digest="",
+            accepted=d.now,
+            when_busy="interrupt",
+        )
         prompts.accept_own(d, Entry(prompt, message))
 
 
 # --- failures ----------------------------------------------------------------------------------
 
 
+def _failure(words: str) -> Failure:
+    return Failure(name="CompactionError", data={"message": words})
+
+
 def summary_failed(d: Draft, command: StepFailed) -> None:
-    _attempt_failed(d, command.failure.message, command.failure)
+    summary_progress(d, command)
+    _attempt_failed(d, command.failure)
 
 
-def _attempt_failed(d: Draft, words: str, failure: Failure | None = None) -> None:
+def _attempt_failed(d: Draft, failure: Failure) -> None:
     active = d.compaction
     assert active is not None, "an attempt belongs to an active marker"
     if active.part.attempts < d.rules.compaction.attempts:
         start(d)
     else:
-        _fail(d, failure or Failure(name="CompactionError", data={"message": words}))
+        _fail(d, failure)
 
 
 def _fail(d: Draft, failure: Failure) -> None:
@@ -271,7 +311,8 @@ def _fail(d: Draft, failure: Failure) -> None:
     d.emit(SessionFailed(session_id=d.session_id, error=failure))
     _count_failure(d)
     if d.turn is not None and active.part.overflow:
-        turns.fail_turn(d, "ContextOverflowError", f"The context is full: {failure.message}")
+        words = f"The context is full: {failure.message}"
+        turns.fail_turn(d, Failure(name="ContextOverflowError", data={"message": words}))
     else:
         turns.advance(d)
 
@@ -296,16 +337,32 @@ def abandon(d: Draft, reason: Reason) -> None:
         _end(d, reason, turns.failure_of(reason))
 
 
+def abandon_running(d: Draft, reason: Reason) -> None:
+    """End a compaction inside a turn that ends; one that waits for its end still runs."""
+    if d.compaction is not None and d.compaction.summary is not None:
+        abandon(d, reason)
+
+
+def close_stale(d: Draft) -> None:
+    """Close a marker that a newer one, or an answer, has made pointless. Never executed later."""
+    _close_marker(d, "stale", "A newer marker or answer made it pointless")
+
+
 def _end(d: Draft, reason: Reason, failure: Failure) -> None:
     """Make the marker and its summary terminal."""
     active = d.compaction
     assert active is not None, "only an active marker ends"
     if active.summary is not None:
         close_summary(d, active.summary, reason, failure)
-    message = active.message
-    if message.turn is None:
-        d.put_message(replace(message, turn=d.next_seq))
-    d.put_part(replace(active.part, state="failed", reason=failure.message))
+    _close_marker(d, "failed", failure.message)
+
+
+def _close_marker(d: Draft, state: Literal["failed", "stale"], words: str) -> None:
+    active = d.compaction
+    assert active is not None, "only an active marker ends"
+    if active.message.turn is None:
+        d.put_message(replace(active.message, turn=d.next_seq))
+    d.put_part(replace(active.part, state=state, reason=words))
     d.compaction = None
 
 

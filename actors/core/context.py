@@ -86,7 +86,7 @@ def visible(
 ) -> Visible:
     """Apply the revert and the last committed compaction.
 
-    ``before`` ends the history at that message: the open answer, or the marker being worked on.
+    ``before`` ends the history at that message: the open answer.
     """
     shown = []
     for message, parts in history:
@@ -99,8 +99,7 @@ def visible(
         return Visible(None, tuple(pair for pair in shown if not _is_machinery(*pair)))
     marker, text, place = boundary
     tail = _tail_start(shown, marker, place)
-    kept = (*shown[tail:place], *shown[place + 1 :])
-    return Visible(text, tuple(pair for pair in kept if not _is_machinery(*pair)))
+    return Visible(text, tuple(pair for pair in shown[tail:] if not _is_machinery(*pair)))
 
 
 def _last_compaction(
@@ -127,13 +126,15 @@ def _last_compaction(
 def _tail_start(
     shown: Sequence[tuple[Message, tuple[AnyPart, ...]]], marker: CompactionPart, place: int
 ) -> int:
-    """Where the verbatim tail begins. A boundary that is gone is absent, not "drop everything"."""
-    for index in range(place):
-        if shown[index][0].id == marker.tail_start_id:
-            return index
-    for index in range(place):
-        if shown[index][0].id == marker.head_end_id:
-            return index + 1
+    """Where the verbatim tail begins. A boundary that is gone is absent, not "drop everything".
+
+    It may lie after the marker: steps can finish between a request and its summary.
+    """
+    places = {message.id: index for index, (message, _) in enumerate(shown)}
+    if (start := places.get(marker.tail_start_id or "")) is not None:
+        return start
+    if (end := places.get(marker.head_end_id or "")) is not None:
+        return end + 1
     return place
 
 
@@ -163,14 +164,14 @@ def turns_of(view: Visible, *, prune: bool = False, tool_output: int = 50_000) -
     turns: list[Turn] = []
     if view.summary is not None:
         turns.append(UserTurn((UserText(SUMMARY_HEADING + view.summary),)))
-    seen: dict[str, int] = {}
+    taken: dict[str, int] = {}
     for place, (message, parts) in enumerate(view.messages):
         old = prune and place < len(view.messages) - _PRUNE_KEEPS
         turn: Turn | None
         if isinstance(message, UserMessage):
             turn = _user_turn(parts)
         else:
-            turn = _assistant_turn(message, parts, seen, old=old, tool_output=tool_output)
+            turn = _assistant_turn(message, parts, taken, old=old, tool_output=tool_output)
         if turn is not None:
             turns.append(turn)
     return tuple(turns)
@@ -191,13 +192,13 @@ def _user_turn(parts: tuple[AnyPart, ...]) -> UserTurn | None:
 def _assistant_turn(
     message: AssistantMessage,
     parts: tuple[AnyPart, ...],
-    seen: dict[str, int],
+    taken: dict[str, int],
     *,
     old: bool,
     tool_output: int,
 ) -> AssistantTurn | None:
     calls = tuple(
-        _tool_use(part, seen, old=old, tool_output=tool_output)
+        _tool_use(part, taken, old=old, tool_output=tool_output)
         for part in parts
         if isinstance(part, ToolPart)
     )
@@ -208,9 +209,8 @@ def _assistant_turn(
     return AssistantTurn(text, calls) if text.strip() or calls else None
 
 
-def _tool_use(part: ToolPart, seen: dict[str, int], *, old: bool, tool_output: int) -> ToolUse:
-    count = seen[part.call_id] = seen.get(part.call_id, 0) + 1
-    call_id = part.call_id if count == 1 else f"{part.call_id}-{count}"
+def _tool_use(part: ToolPart, taken: dict[str, int], *, old: bool, tool_output: int) -> ToolUse:
+    call_id = distinct_id(part.call_id, taken)
     state = part.state
     if isinstance(state, ToolCompleted):
         output = CLEARED if old or state.compacted is not None else _cut(state.output, tool_output)
@@ -220,6 +220,18 @@ def _tool_use(part: ToolPart, seen: dict[str, int], *, old: bool, tool_output: i
     if isinstance(state, ToolFailed) and "timed out" in state.error:
         return ToolUse(call_id, part.tool, state.input, state.error, True)
     return ToolUse(call_id, part.tool, state.input, INTERRUPTED, True)
+
+
+def distinct_id(wanted: str, taken: dict[str, int]) -> str:
+    """``wanted``, or the first of ``wanted-2``, ``wanted-3``, … that is not in ``taken`` yet."""
+    count = taken.get(wanted, 0) + 1
+    name = wanted if count == 1 else f"{wanted}-{count}"
+    while count > 1 and name in taken:
+        count += 1
+        name = f"{wanted}-{count}"
+    taken[wanted] = count
+    taken.setdefault(name, 1)
+    return name
 
 
 def _cut(text: str, limit: int) -> str:
@@ -243,22 +255,24 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def plan_compaction(
-    history: History, *, marker_id: str, tail: int, chunk: int, revert: Revert | None = None
+    history: History, *, tail: int, chunk: int, revert: Revert | None = None
 ) -> Plan | None:
-    """Divide the history before a marker into a head to summarise and a tail to keep.
+    """Divide what a marker finds into a head to summarise and a tail to keep.
 
-    ``tail`` and ``chunk`` are in tokens. None if there is nothing to summarise. A message holds
-    its calls with their results, so every boundary between messages is safe.
+    It finds all that is visible when it runs, also what finished after it was requested. ``tail``
+    and ``chunk`` are in tokens. None if there is nothing to summarise. A message holds its calls
+    with their results, so every boundary between messages is safe.
     """
-    view = visible(history, revert=revert, before=marker_id)
+    view = visible(history, revert=revert)
     if not view.messages and view.summary is None:
         return None
     sizes = [tokens_of_turns(turns_of(Visible(None, (pair,)))) for pair in view.messages]
     before = sum(sizes) + (tokens_of(view.summary) if view.summary else 0)
     budget = min(tail, before // 4)
-    start = len(sizes)
-    while start > 0 and sum(sizes[start - 1 :]) <= budget:
+    start, kept_size = len(sizes), 0
+    while start > 0 and kept_size + sizes[start - 1] <= budget:
         start -= 1
+        kept_size += sizes[start]
     head, kept = view.messages[:start], view.messages[start:]
     if not head:
         return None
@@ -267,7 +281,7 @@ def plan_compaction(
         head_end_id=head[-1][0].id,
         tail_start_id=kept[0][0].id if kept else None,
         before=before,
-        tail=sum(sizes[start:]),
+        tail=kept_size,
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import asks, commands, compaction, prompts, recovery, turns
-from .commands import Command
-from .draft import Decision, Draft
-from .state import Moment, Rules, State
+from understudy.actors.core import asks, commands, compaction, prompts, recovery, turns
+from understudy.actors.core.commands import Command
+from understudy.actors.core.draft import Decision, Draft
+from understudy.actors.core.state import Moment, Rules, State
 
 _HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
     commands.SubmitPrompt: prompts.submit,

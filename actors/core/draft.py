@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from understudy.actors.core.effects import Effect
+from understudy.actors.core.state import Moment, Rules, State
 from understudy.store.events import (
     AnyFact,
     MessageUpdated,
@@ -23,9 +25,6 @@ from understudy.store.records import (
     Session,
     Status,
 )
-
-from .effects import Effect
-from .state import Moment, Rules, State
 
 replace = msgspec.structs.replace
 
@@ -46,6 +45,7 @@ class Draft:
         "_ids",
         "_seq",
         "asks",
+        "compacted",
         "compaction",
         "effects",
         "facts",
@@ -64,6 +64,7 @@ class Draft:
         self.turn = state.turn
         self.compaction = state.compaction
         self.asks = state.asks
+        self.compacted = state.compacted
         self.moment = moment
         self.rules = rules
         self.facts: list[AnyFact] = []
@@ -131,5 +132,6 @@ class Draft:
             turn=self.turn,
             compaction=self.compaction,
             asks=self.asks,
+            compacted=self.compacted,
         )
         return Decision(state, tuple(self.facts), tuple(self.effects), reply)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from understudy.actors.core import compaction, turns
+from understudy.actors.core.commands import Abort, Reason, RevertTo, SubmitPrompt, UpdateSession
+from understudy.actors.core.draft import Draft, replace
+from understudy.actors.core.state import Entry, Turn
 from understudy.errors import (
     InvalidInput,
     MessageNotFound,
@@ -17,6 +21,7 @@ from understudy.store.events import (
     PromptStarted,
 )
 from understudy.store.records import (
+    IDLE,
     FilePart,
     MessageTime,
     Outcome,
@@ -26,11 +31,6 @@ from understudy.store.records import (
     TextPart,
     UserMessage,
 )
-
-from . import compaction, turns
-from .commands import Abort, Reason, RevertTo, SubmitPrompt, UpdateSession
-from .draft import Draft, replace
-from .state import Entry, Turn
 
 
 def submit(d: Draft, command: SubmitPrompt) -> Prompt:
@@ -44,20 +44,16 @@ def submit(d: Draft, command: SubmitPrompt) -> Prompt:
         raise SessionBusy(
             f"Session {d.session_id} has {len(d.queue)} prompts waiting", session_id=d.session_id
         )
-    if d.info.revert is not None:
-        _remove_reverted(d, command.reverted)
+    remove_reverted(d, command.reverted)
     entry = _accept(d, command, start=not busy)
     if not busy:
         _begin(d, entry)
-    elif command.when_busy == "interrupt" and d.turn is not None:
-        d.queue = (entry, *d.queue)
-        compaction.abandon(d, "interrupt")
+        return entry.prompt
+    enqueue(d, entry)
+    if command.when_busy == "interrupt" and d.turn is not None:
+        compaction.abandon_running(d, "interrupt")
         turns.close_turn(d, "interrupt")
-        turns.advance(d)
-    elif command.when_busy == "interrupt":
-        d.queue = (entry, *d.queue)
-    else:
-        d.queue = (*d.queue, entry)
+        start_turn(d)
     return entry.prompt
 
 
@@ -104,8 +100,15 @@ def _owned(d: Draft, part: TextPart | FilePart, message_id: str) -> TextPart | F
     return replace(part, id=part_id, session_id=d.session_id, message_id=message_id)
 
 
-def start_turn(d: Draft, entry: Entry) -> None:
-    """Start a queued prompt's turn: only now does its message get its place in the transcript."""
+def enqueue(d: Draft, *entries: Entry) -> None:
+    """Let prompts wait: those that interrupt before the others, each kind in order."""
+    queue = (*d.queue, *entries)
+    d.queue = tuple(sorted(queue, key=lambda entry: entry.prompt.when_busy != "interrupt"))
+
+
+def start_turn(d: Draft) -> None:
+    """Start the first waiting prompt: only now does it get its place in the transcript."""
+    entry, d.queue = d.queue[0], d.queue[1:]
     entry = replace(entry, message=replace(entry.message, turn=d.next_seq))
     d.put_message(entry.message)
     _begin(d, entry)
@@ -114,13 +117,13 @@ def start_turn(d: Draft, entry: Entry) -> None:
 def _begin(d: Draft, entry: Entry) -> None:
     prompt = replace(entry.prompt, turn=entry.message.turn, attempts=entry.prompt.attempts + 1)
     d.emit(PromptStarted(session_id=d.session_id, info=prompt))
-    turns.open_step(d, Turn(entry=replace(entry, prompt=prompt)))
+    turns.open_step(d, join_steering(d, Turn(entry=replace(entry, prompt=prompt))))
 
 
 def accept_own(d: Draft, entry: Entry) -> None:
-    """Queue a prompt the runtime itself makes, before all others."""
+    """Queue a prompt the runtime itself makes."""
     d.emit(PromptAccepted(session_id=d.session_id, info=entry.prompt))
-    d.queue = (entry, *d.queue)
+    enqueue(d, entry)
 
 
 def count_attempt(d: Draft, turn: Turn) -> Turn:
@@ -138,7 +141,7 @@ def steering(d: Draft) -> bool:
 
 
 def join_steering(d: Draft, turn: Turn) -> Turn:
-    """Let waiting steering prompts join the running turn at this step boundary."""
+    """Let waiting steering prompts join the running turn: the next step answers them too."""
     joining = tuple(entry for entry in d.queue if entry.prompt.when_busy == "steer")
     if not joining:
         return turn
@@ -157,7 +160,10 @@ def join_steering(d: Draft, turn: Turn) -> Turn:
 
 
 def abort(d: Draft, command: Abort) -> bool:
-    """End what runs (and what waits, if asked). True if anything was ended."""
+    """End what runs (and what waits, if asked). True if anything was ended.
+
+    When the runtime closes, nothing new starts: what waits runs after the next start.
+    """
     if command.message_id is not None:
         return _abort_one(d, command.message_id, command.reason)
     did = d.turn is not None or d.compaction is not None
@@ -169,7 +175,10 @@ def abort(d: Draft, command: Abort) -> bool:
         for entry in d.queue:
             settle_waiting(d, entry, "interrupted", command.reason)
         d.queue = ()
-    turns.advance(d)
+    if command.reason == "close" and d.queue:
+        d.set_status(IDLE)
+    else:
+        turns.advance(d)
     return did
 
 
@@ -183,7 +192,10 @@ def _abort_one(d: Draft, message_id: str, reason: Reason) -> bool:
     if turn is not None and message_id in (
         entry.prompt.message_id for entry in (turn.entry, *turn.joined)
     ):
-        return abort(d, Abort(reason=reason))
+        compaction.abandon_running(d, reason)
+        turns.close_turn(d, reason)
+        turns.advance(d)
+        return True
     return False
 
 
@@ -205,8 +217,7 @@ def revert(d: Draft, command: RevertTo) -> Session:
             session_id=d.session_id,
             message_id=command.message_id,
         )
-    if d.turn is not None or d.compaction is not None or d.queue:
-        abort(d, Abort(queued=True, reason="abort"))
+    abort(d, Abort(queued=True))
     d.put_info(replace(d.info, revert=Revert(message_id=command.message_id), compaction_failures=0))
     return d.info
 
@@ -217,7 +228,10 @@ def unrevert(d: Draft) -> Session:
     return d.info
 
 
-def _remove_reverted(d: Draft, message_ids: tuple[str, ...]) -> None:
+def remove_reverted(d: Draft, message_ids: tuple[str, ...]) -> None:
+    """Make a pending revert final. Only an idle session has one."""
+    if d.info.revert is None:
+        return
     for message_id in message_ids:
         d.emit(MessageRemoved(session_id=d.session_id, message_id=message_id))
     d.put_info(replace(d.info, revert=None))

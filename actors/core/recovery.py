@@ -9,48 +9,62 @@ that closes a turn on abort or error. Run twice, the second run finds nothing.
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Final, TypeAlias
 
+from understudy.actors.core import asks, compaction, prompts, turns
+from understudy.actors.core.commands import Reason, Recover
+from understudy.actors.core.draft import Draft, replace
+from understudy.actors.core.state import Compaction, Entry, Step, Turn
 from understudy.store.events import ActorRestarted
 from understudy.store.records import (
     BUSY,
     AnyPart,
-    CompactionPart,
+    Failure,
+    Status,
     ToolPart,
-    ToolPending,
     ToolRunning,
-    UserMessage,
 )
 
-from . import asks, compaction, prompts, turns
-from .commands import Reason, Recover
-from .draft import Draft, replace
-from .state import Compaction, Entry, Step, Turn
+Steps: TypeAlias = dict[str, Step]
+
+# What the last incarnation published is unknown: busy and idle are both news.
+_UNKNOWN: Final = Status(type="busy", message="recovering")
+_SET_ASIDE: Final = Failure(
+    name="DeadLetter", data={"message": "Set aside: it keeps crashing its actor"}
+)
+# Not one of the names that say "a person cut this short": the new step says it again.
+_STEP_RESTARTED: Final = Failure(
+    name="StepRestarted", data={"message": "Continued in a new step after a restart"}
+)
 
 
 def recover(d: Draft, command: Recover) -> None:
-    loaded = command.loaded
+    loaded, reason = command.loaded, command.reason
     if command.restarted:
-        d.emit(ActorRestarted(session_id=d.session_id, epoch=command.epoch, reason=command.reason))
+        d.emit(ActorRestarted(session_id=d.session_id, epoch=command.epoch, reason=reason))
     parts: dict[str, dict[str, AnyPart]] = defaultdict(dict)
     for part in loaded.parts:
         parts[part.message_id][part.id] = part
     steps = {message.id: Step(message, parts.pop(message.id, {})) for message in loaded.messages}
-    if steps or parts or any(entry.prompt.turn is not None for entry in loaded.prompts):
-        d.status = BUSY  # what the last incarnation published; going idle is news again
+    started = any(entry.prompt.turn is not None for entry in loaded.prompts)
+    if steps or parts or started or loaded.markers:
+        d.status = _UNKNOWN
 
+    _take_waiting(d, command)
+    _take_turns(d, command, steps)
     d.asks = {ask.id: ask for ask in loaded.asks}
-    _take_marker(d, command, steps, parts)
-    _take_prompts(d, command, steps)
+    compacting = _take_marker(d, command, steps)
+    if d.turn is not None and not _continue(d, command, compacting=compacting):
+        turns.close_turn(d, reason)
     for step in steps.values():
-        _close_orphan(d, step, command.reason)
+        _close_orphan(d, step, reason)
     for dangling in parts.values():
         for part in dangling.values():
-            turns.close_part(d, part, command.reason)
+            turns.close_part(d, part, reason)
     _close_asks(d)
-    if d.turn is None or d.turn.step is None:
-        turns.advance(d)
-    else:
-        turns.settle_step(d)
+    _go_on(d)
+    if d.status is _UNKNOWN:
+        d.status = BUSY  # it waits for a person, as it did before
 
 
 def _close_orphan(d: Draft, step: Step, reason: Reason) -> None:
@@ -61,148 +75,144 @@ def _close_orphan(d: Draft, step: Step, reason: Reason) -> None:
         turns.close_step(d, step, reason, failure)
 
 
-# --- compaction --------------------------------------------------------------------------------
+def _close_asks(d: Draft) -> None:
+    """Close what nobody waits for any more."""
+    for ask in list(d.asks.values()):
+        part = asks.find_call(d, ask)
+        if part is None or not asks.is_parked(d, part):
+            asks.close(d, ask)
 
 
-def _take_marker(
-    d: Draft, command: Recover, steps: dict[str, Step], parts: dict[str, dict[str, AnyPart]]
-) -> None:
-    """Keep the newest active marker that is not stale; close every other."""
-    loaded = command.loaded
-    markers = list(loaded.markers)
-    kept: tuple[CompactionPart, UserMessage] | None = None
-    while markers and kept is None:
-        marker = markers.pop()
-        parts.pop(marker[1].id, None)
-        if marker[1].id in loaded.later:
-            _stale(d, marker[0])
-        else:
-            kept = marker
-    for part, message in markers:
-        parts.pop(message.id, None)
-        _stale(d, part)
-    if kept is None:
-        return
-    part, message = kept
-    finished = loaded.summarised.get(message.id)
-    if finished is not None:
-        # The summary is whole, its bookkeeping is not: complete it, call no model.
-        d.compaction = Compaction(part, message)
-        compaction.commit_marker(d, part, finished)
-        return
-    summaries = [step for step in steps.values() if step.message.parent_id == message.id]
-    summary = summaries[-1] if summaries else None
-    if summary is not None:
-        del steps[summary.message.id]
-        part = replace(part, summary_id=summary.message.id)
-    d.compaction = Compaction(part, message, summary)
-    if summary is not None:
+def _go_on(d: Draft) -> None:
+    if d.turn is not None and d.turn.step is not None:
+        turns.settle_step(d)
+    elif d.compaction is not None and d.compaction.summary is not None:
         compaction.restart(d)
-
-
-def _stale(d: Draft, part: CompactionPart) -> None:
-    d.put_part(replace(part, state="stale", reason="A newer marker or answer made it pointless"))
+    else:
+        turns.advance(d)
 
 
 # --- prompts -----------------------------------------------------------------------------------
 
 
-def _take_prompts(d: Draft, command: Recover, steps: dict[str, Step]) -> None:
-    """Rebuild the queue, and continue or close the turn that was running."""
+def _take_waiting(d: Draft, command: Recover) -> None:
     waiting = []
-    turns_by_number: dict[int, list[Entry]] = defaultdict(list)
     for entry in command.loaded.prompts:
+        if entry.prompt.turn is not None:
+            continue
         if entry.prompt.message_id == command.set_aside:
-            prompts.settle_waiting(d, entry, "failed", "dead letter: it keeps crashing its actor")
-        elif entry.prompt.turn is None:
-            waiting.append(entry)
+            prompts.settle_waiting(d, entry, "failed", _SET_ASIDE.message)
         else:
-            turns_by_number[entry.prompt.turn].append(entry)
-    urgent = [entry for entry in waiting if entry.prompt.when_busy == "interrupt"]
-    d.queue = (*urgent, *(entry for entry in waiting if entry not in urgent))
-    for number in sorted(turns_by_number):
-        host, *joined = sorted(
-            turns_by_number[number], key=lambda entry: entry.prompt.when_busy == "steer"
-        )
-        open_steps = [
-            step
+            waiting.append(entry)
+    prompts.enqueue(d, *waiting)
+
+
+def _take_turns(d: Draft, command: Recover, steps: Steps) -> None:
+    """Rebuild the turn that was running. Close what is set aside, and all turns but the last."""
+    entries: dict[int, list[Entry]] = defaultdict(list)
+    for entry in command.loaded.prompts:
+        if entry.prompt.turn is not None:
+            entries[entry.prompt.turn].append(entry)
+    for number in sorted(entries):
+        host, *joined = sorted(entries[number], key=lambda entry: entry.prompt.when_busy == "steer")
+        open_ids = [
+            step.message.id
             for step in steps.values()
             if step.message.turn == number and not step.message.summary
         ]
-        step = steps.pop(open_steps[-1].message.id) if open_steps else None
+        step = steps.pop(open_ids[-1]) if open_ids else None
         d.turn = Turn(entry=host, joined=tuple(joined), step=step)
-        if number != max(turns_by_number) or not _continue(d, command):
+        if any(entry.prompt.message_id == command.set_aside for entry in entries[number]):
+            turns.close_turn(d, command.reason, failure=_SET_ASIDE, outcome="failed")
+        elif number != max(entries):
             turns.close_turn(d, command.reason)
 
 
-def _continue(d: Draft, command: Recover) -> bool:
+# --- compaction --------------------------------------------------------------------------------
+
+
+def _take_marker(d: Draft, command: Recover, steps: Steps) -> bool:
+    """Keep the newest active marker that is not stale; close every other.
+
+    True if the running turn waits for it: that turn goes on.
+    """
+    loaded = command.loaded
+    number = d.turn.number if d.turn is not None else None
+    kept: Compaction | None = None
+    for part, message in reversed(loaded.markers):
+        # A turn that waits for its compaction may have finished steps since it was requested.
+        stale = message.id in loaded.later and message.turn != number
+        if kept is not None or stale:
+            d.compaction = Compaction(part, message)
+            compaction.close_stale(d)
+        else:
+            kept = Compaction(part, message)
+    d.compaction = kept
+    if kept is None:
+        return False
+    inside = kept.message.turn is not None and kept.message.turn == number
+    finished = loaded.summarised.get(kept.message.id)
+    if finished is not None:
+        # The summary is whole, its bookkeeping is not: complete it, call no model.
+        head_end_id, tail_start_id = loaded.tails.get(kept.message.id, (None, None))
+        compaction.commit_marker(d, kept.part, finished, head_end_id, tail_start_id)
+        return inside
+    summary_ids = [key for key, step in steps.items() if step.message.parent_id == kept.message.id]
+    if summary_ids and (d.turn is None or inside):
+        d.compaction = replace(kept, summary=steps.pop(summary_ids[-1]))
+    if _set_aside_turn(command) is not None and kept.message.turn == _set_aside_turn(command):
+        compaction.abandon(d, command.reason)
+    return inside
+
+
+def _set_aside_turn(command: Recover) -> int | None:
+    for entry in command.loaded.prompts:
+        if entry.prompt.message_id == command.set_aside:
+            return entry.prompt.turn
+    return None
+
+
+# --- continuing --------------------------------------------------------------------------------
+
+
+def _continue(d: Draft, command: Recover, *, compacting: bool) -> bool:
     """Keep the turn if it waits for a person or a compaction, or if the policy resumes it."""
     turn = d.turn
     assert turn is not None, "only a running turn continues"
-    if turn.step is None and d.compaction is not None and d.compaction.part.auto:
+    step = turn.step
+    if step is None and compacting:
         return True
-    if turn.step is None and d.compaction is None and command.loaded.summarised:
+    attempts = turn.entry.prompt.attempts
+    resumes = d.rules.on_restart == "resume" and attempts <= d.rules.limits.resume_attempts
+    calls = step.parts.values() if step is not None else ()
+    if any(asks.is_parked(d, part) for part in calls) and not (
+        resumes and any(_may_repeat(part) for part in calls)
+    ):
+        turns.interrupt_calls(d, command.reason)
         return True
-    if turn.step is not None and _parked(d, turn.step):
-        _close_running(d, turn.step, command.reason)
-        return True
-    if d.rules.on_restart != "resume":
-        return False
-    if turn.entry.prompt.attempts > d.rules.limits.resume_attempts:
-        return False
-    _resume(d, turn, command.reason)
-    return True
+    if resumes:
+        _resume(d, turn, command.reason)
+    return resumes
 
 
-def _parked(d: Draft, step: Step) -> bool:
-    """Whether the stream has ended and a call that never ran waits for a person."""
-    return step.message.finish is not None and any(
-        isinstance(part, ToolPart)
-        and isinstance(part.state, ToolPending)
-        and any(
-            ask.message_id == part.message_id and ask.call_id == part.call_id
-            for ask in d.asks.values()
-        )
-        for part in step.parts.values()
+def _may_repeat(part: AnyPart) -> bool:
+    return (
+        isinstance(part, ToolPart) and isinstance(part.state, ToolRunning) and part.state.idempotent
     )
-
-
-def _close_running(d: Draft, step: Step, reason: Reason) -> None:
-    for part in step.parts.values():
-        if isinstance(part, ToolPart) and isinstance(part.state, ToolRunning):
-            _close_call(d, part, reason)
-
-
-def _close_call(d: Draft, part: ToolPart, reason: Reason) -> None:
-    assert d.turn is not None and d.turn.step is not None, "a call belongs to an open step"
-    closed = turns.close_part(d, part, reason)
-    step = d.turn.step
-    d.turn = replace(d.turn, step=replace(step, parts={**step.parts, closed.id: closed}))
 
 
 def _resume(d: Draft, turn: Turn, reason: Reason) -> None:
     """Continue from the last durable step: calls that may be repeated are, the rest is closed."""
-    turn = prompts.count_attempt(d, turn)
+    turn = d.turn = prompts.count_attempt(d, turn)
     step = turn.step
     if step is None:
-        d.turn = turn
         return
     if step.message.finish is None:
-        turns.close_step(d, step, reason)
+        turns.close_step(d, step, reason, _STEP_RESTARTED)
         d.turn = replace(turn, step=None)
         return
-    d.turn = turn
-    for part in step.parts.values():
-        if isinstance(part, ToolPart) and isinstance(part.state, ToolPending | ToolRunning):
-            if isinstance(part.state, ToolRunning) and part.state.idempotent:
-                turns.run_call(d, part, attempt=turn.entry.prompt.attempts)
-            else:
-                _close_call(d, part, reason)
-
-
-def _close_asks(d: Draft) -> None:
-    """Close what nobody waits for any more."""
-    for ask in list(d.asks.values()):
-        part = asks.find_call(d, ask)
-        if part is None or not isinstance(part.state, ToolPending):
-            asks.close(d, ask)
+    again = {part.id: part for part in step.parts.values() if _may_repeat(part)}
+    turns.interrupt_calls(d, reason, spare=again)
+    for part in again.values():
+        assert isinstance(part, ToolPart), "only calls are repeated"
+        turns.run_call(d, part, attempt=turn.entry.prompt.attempts)

@@ -1,4 +1,4 @@
-"""What a live session remembers between commands. Everything in it can be read back from rows."""
+"""What a live session remembers between commands."""
 
 from __future__ import annotations
 
@@ -109,11 +109,13 @@ class Entry(msgspec.Struct, frozen=True):
 class Step(msgspec.Struct, frozen=True):
     """An open assistant message and its parts by id, in order of creation.
 
-    The model is streaming until ``message.finish`` is set; then tools are running.
+    The model is streaming until ``message.finish`` is set; then tools are running. ``asked`` are
+    the ids of what its running tools have asked: a request delivered twice is asked once.
     """
 
     message: AssistantMessage
     parts: dict[str, AnyPart]
+    asked: frozenset[str] = frozenset()
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -125,7 +127,6 @@ class Turn(msgspec.Struct, frozen=True):
         steps: steps finished.
         step: the open step; None between steps (while compacting).
         failures: broken streams in a row.
-        compacted: a compaction was committed since the last finished step.
         repeats: the last call's signature and how often it came in a row.
     """
 
@@ -134,7 +135,6 @@ class Turn(msgspec.Struct, frozen=True):
     steps: int = 0
     step: Step | None = None
     failures: int = 0
-    compacted: bool = False
     repeats: tuple[str, int] = ("", 0)
 
     @property
@@ -153,7 +153,12 @@ class Compaction(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """A live session. ``seq`` is the number of its last event."""
+    """A live session.
+
+    ``seq`` is the number of its last event. ``compacted``: a compaction was committed since the
+    last finished step. That, the counts of a turn and what a step ``asked`` are not stored: after
+    a restart they begin anew, bounded by the attempts of prompts and markers, which are.
+    """
 
     info: Session
     seq: int
@@ -162,3 +167,4 @@ class State(msgspec.Struct, frozen=True):
     turn: Turn | None = None
     compaction: Compaction | None = None
     asks: dict[str, Ask] = {}
+    compacted: bool = False

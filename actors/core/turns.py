@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from collections.abc import Container
 
-from understudy.store.events import MessageRemoved, PartRemoved, PromptSettled, SessionFailed
+from understudy.actors.core import asks, compaction, prompts
+from understudy.actors.core.commands import (
+    CallDraft,
+    ExecutionLost,
+    Reason,
+    StepFailed,
+    StepFinished,
+    StepProgress,
+    StepRetrying,
+    StreamedPart,
+    ToolFinished,
+    ToolProgress,
+)
+from understudy.actors.core.context import distinct_id
+from understudy.actors.core.draft import Draft, replace
+from understudy.actors.core.effects import Cancel, RunStep, RunTool
+from understudy.actors.core.state import Step, Turn
+from understudy.store.events import MessageRemoved, PromptSettled, SessionFailed
 from understudy.store.records import (
     AnyPart,
     AssistantMessage,
@@ -25,23 +42,6 @@ from understudy.store.records import (
     ToolPending,
     ToolRunning,
 )
-
-from . import asks, compaction, prompts
-from .commands import (
-    CallDraft,
-    ExecutionLost,
-    Reason,
-    StepFailed,
-    StepFinished,
-    StepProgress,
-    StepRetrying,
-    StreamedPart,
-    ToolFinished,
-    ToolProgress,
-)
-from .draft import Draft, replace
-from .effects import Cancel, RunStep, RunTool
-from .state import Step, Turn
 
 INTERRUPTED = "Tool execution was interrupted ({})"
 
@@ -90,22 +90,26 @@ def open_step(d: Draft, turn: Turn, *, delay_s: float = 0.0) -> None:
     d.start(RunStep(message_id=message.id, prompt=turn.entry.prompt, delay_s=delay_s))
 
 
+def streaming(d: Draft, message_id: str) -> Step | None:
+    """The turn's step, if this is the model call it waits for: late reports change nothing."""
+    step = d.turn.step if d.turn is not None else None
+    if step is None or step.message.id != message_id or step.message.finish is not None:
+        return None
+    return step
+
+
 def step_progress(d: Draft, command: StepProgress) -> None:
-    if d.compaction is not None and is_open(d.compaction.summary, command.message_id):
-        step = _put_texts(d, d.compaction.summary, command.parts)
-        d.compaction = replace(d.compaction, summary=step)
-        d.set_busy()
-    elif d.turn is not None and is_open(d.turn.step, command.message_id):
-        d.turn = replace(d.turn, step=_put_texts(d, d.turn.step, command.parts))
-        d.set_busy()
+    if compaction.summarising(d, command.message_id):
+        compaction.summary_progress(d, command)
+    elif step := streaming(d, command.message_id):
+        _put_step(d, put_texts(d, step, command.parts))
+    else:
+        return
+    d.set_busy()
 
 
 def step_retrying(d: Draft, command: StepRetrying) -> None:
-    summary = d.compaction.summary if d.compaction is not None else None
-    step = d.turn.step if d.turn is not None else None
-    if not is_open(summary, command.message_id) and not is_open(step, command.message_id):
-        return
-    if d.turn is not None and is_open(step, command.message_id):
+    if step := streaming(d, command.message_id):
         part = RetryPart(
             id=d.new_id("prt"),
             session_id=d.session_id,
@@ -114,7 +118,9 @@ def step_retrying(d: Draft, command: StepRetrying) -> None:
             error=command.failure,
             time=MessageTime(created=d.now),
         )
-        d.turn = replace(d.turn, step=put_part(d, step, part))
+        _put_step(d, put_part(d, step, part))
+    elif not compaction.summarising(d, command.message_id):
+        return
     d.set_status(
         Status(
             type="retry",
@@ -126,16 +132,14 @@ def step_retrying(d: Draft, command: StepRetrying) -> None:
 
 
 def step_finished(d: Draft, command: StepFinished) -> None:
-    if d.compaction is not None and is_open(d.compaction.summary, command.message_id):
+    if compaction.summarising(d, command.message_id):
         compaction.summary_finished(d, command)
         return
-    turn = d.turn
-    if turn is None or not is_open(turn.step, command.message_id):
-        return
-    if turn.step.message.finish is not None:
+    step = streaming(d, command.message_id)
+    if d.turn is None or step is None:
         return
     d.set_busy()
-    step = _put_texts(d, turn.step, command.parts)
+    step = end_texts(d, put_texts(d, step, command.parts))
     # A crash from here on leaves a message whose calls are known: ``finish`` says so.
     message = replace(
         step.message,
@@ -145,17 +149,20 @@ def step_finished(d: Draft, command: StepFinished) -> None:
     )
     if command.calls:
         d.put_message(message)
-    d.turn = replace(turn, step=replace(step, message=message), failures=0)
+    d.turn = replace(d.turn, step=replace(step, message=message), failures=0)
+    taken: dict[str, int] = {}
     for place, call in enumerate(command.calls):
-        _start_call(d, call, place)
-    if d.turn is not None:
-        settle_step(d)
+        # Results and asks are told apart by the call's id, and models repeat them.
+        call_id = distinct_id(call.call_id or call.part_id, taken)
+        _start_call(d, replace(call, call_id=call_id), place)
+    settle_step(d)
 
 
 def _start_call(d: Draft, call: CallDraft, place: int) -> None:
     """Refuse, ask, or run one call of the answer."""
     turn = d.turn
     assert turn is not None and turn.step is not None, "calls belong to an open step"
+    step = turn.step
     last, count = turn.repeats
     count = count + 1 if call.signature == last else 1
     problem = call.problem
@@ -163,11 +170,11 @@ def _start_call(d: Draft, call: CallDraft, place: int) -> None:
         problem = f"Refused: more than {d.rules.limits.calls_per_step} calls in one answer"
     elif count >= d.rules.limits.repeated_calls:
         problem = f"Refused: this exact call was made {count} times in a row. Try another way."
-    d.turn = turn = replace(turn, repeats=(call.signature, count))
+    d.turn = replace(turn, repeats=(call.signature, count))
     base = ToolPart(
         id=call.part_id,
         session_id=d.session_id,
-        message_id=turn.step.message.id,
+        message_id=step.message.id,
         tool=call.tool,
         call_id=call.call_id,
         state=ToolPending(input=call.input, idempotent=call.idempotent),
@@ -177,14 +184,14 @@ def _start_call(d: Draft, call: CallDraft, place: int) -> None:
         if action == "deny":
             problem = f"Permission denied by rule: {call.permission}"
         elif action == "ask":
-            d.turn = replace(turn, step=put_part(d, turn.step, base))
+            _put_step(d, put_part(d, step, base))
             asks.ask_before(d, base, call)
             return
     if problem is not None:
         state = ToolFailed(input=call.input, error=problem, time=Span(start=d.now, end=d.now))
-        d.turn = replace(turn, step=put_part(d, turn.step, replace(base, state=state)))
+        _put_step(d, put_part(d, step, replace(base, state=state)))
         return
-    d.turn = replace(turn, step=put_part(d, turn.step, base, publish=False))
+    _put_step(d, put_part(d, step, base, publish=False))
     run_call(d, base)
 
 
@@ -262,24 +269,30 @@ def settle_step(d: Draft) -> None:
     )
     d.put_part(finish)
     _complete(d, message)
-    d.info = replace(d.info, tokens=d.info.tokens + message.tokens, cost=d.info.cost + message.cost)
-    turn = replace(turn, step=None, steps=turn.steps + 1)
-    d.turn = turn
-    if turn.repeats[1] >= 2 * d.rules.limits.repeated_calls:
-        fail_turn(
-            d, "RepeatedCallError", f"The same call was made {turn.repeats[1]} times in a row"
-        )
-        return
-    more = bool(calls)
-    compaction.after_step(d, message.tokens.total, resume=more or prompts.steering(d))
-    turn = replace(turn, compacted=False)
-    d.turn = turn
-    if more and turn.steps >= d.rules.limits.steps:
-        fail_turn(d, "StepLimitError", f"No answer within {d.rules.limits.steps} steps")
-    elif more or prompts.steering(d):
+    _count(d, message)
+    turn = d.turn = replace(turn, step=None, steps=turn.steps + 1)
+    more = bool(calls) or prompts.steering(d)
+    failure = _limit_passed(d, turn, more=bool(calls))
+    compaction.after_step(d, message.tokens.total, resume=more and failure is None)
+    if failure is not None:
+        fail_turn(d, failure)
+    elif more:
+        d.put_info(d.info)
         advance(d)
     else:
         end_turn(d, "answered", reply_id=message.id)
+        advance(d)
+
+
+def _limit_passed(d: Draft, turn: Turn, *, more: bool) -> Failure | None:
+    limits = d.rules.limits
+    if turn.repeats[1] >= 2 * limits.repeated_calls:
+        words = f"The same call was made {turn.repeats[1]} times in a row"
+        return Failure(name="RepeatedCallError", data={"message": words})
+    if more and turn.steps >= limits.steps:
+        words = f"No answer within {limits.steps} steps"
+        return Failure(name="StepLimitError", data={"message": words})
+    return None
 
 
 def _complete(
@@ -295,42 +308,45 @@ def _complete(
     return done
 
 
+def _count(d: Draft, message: AssistantMessage) -> None:
+    """Add what a step has used to its session's; published with the turn's next change of it."""
+    tokens, cost = d.info.tokens + message.tokens, d.info.cost + message.cost
+    d.info = replace(d.info, tokens=tokens, cost=cost)
+
+
 def step_failed(d: Draft, command: StepFailed) -> None:
-    if d.compaction is not None and is_open(d.compaction.summary, command.message_id):
+    if compaction.summarising(d, command.message_id):
         compaction.summary_failed(d, command)
         return
-    turn = d.turn
-    if turn is None or not is_open(turn.step, command.message_id):
+    turn, step = d.turn, streaming(d, command.message_id)
+    if turn is None or step is None:
         return
-    step = _put_texts(d, turn.step, command.parts)
-    turn = replace(turn, step=step)
-    if command.overflow and not turn.compacted and compaction.may_run(d):
-        _discard(d, step)
+    step = put_texts(d, step, command.parts)
+    turn = d.turn = replace(turn, step=step)
+    if command.overflow and compaction.make_room(d, resume=True, overflow=True):
+        _take_back(d, step, command.failure)
         d.turn = replace(turn, step=None)
-        compaction.request(d, auto=True, resume=True, overflow=True)
         advance(d)
-        return
-    if command.transient and turn.failures + 1 < d.rules.limits.model_attempts:
+    elif command.transient and turn.failures + 1 < d.rules.limits.model_attempts:
         close_step(d, step, "error", command.failure)
-        turn = replace(turn, step=None, failures=turn.failures + 1)
-        open_step(d, turn, delay_s=min(30.0, 0.5 * 2.0**turn.failures))
-        return
-    d.turn = turn
-    fail_turn(d, command.failure.name, command.failure.message, command.failure)
+        d.turn = replace(turn, step=None, failures=turn.failures + 1)
+        advance(d, delay_s=min(30.0, 0.5 * 2.0**turn.failures))
+    else:
+        fail_turn(d, command.failure)
 
 
-def _discard(d: Draft, step: Step) -> None:
-    """Take an answer that never began out of the transcript."""
-    for part in step.parts.values():
-        d.emit(PartRemoved(session_id=d.session_id, message_id=step.message.id, part_id=part.id))
-    d.emit(MessageRemoved(session_id=d.session_id, message_id=step.message.id))
+def _take_back(d: Draft, step: Step, failure: Failure) -> None:
+    """Take an answer that never began out of the transcript; what was said stays."""
+    if any(isinstance(part, TextPart | ReasoningPart) for part in step.parts.values()):
+        close_step(d, step, "error", failure)
+    else:
+        d.emit(MessageRemoved(session_id=d.session_id, message_id=step.message.id))
 
 
 # --- ends --------------------------------------------------------------------------------------
 
 
-def fail_turn(d: Draft, name: str, message: str, failure: Failure | None = None) -> None:
-    failure = failure or Failure(name=name, data={"message": message})
+def fail_turn(d: Draft, failure: Failure) -> None:
     d.emit(SessionFailed(session_id=d.session_id, error=failure))
     close_turn(d, "error", failure=failure, outcome="failed")
     advance(d)
@@ -354,11 +370,12 @@ def close_turn(
     d.start(Cancel(reason=reason))
     if turn.step is not None:
         close_step(d, turn.step, reason, failure)
+        _count(d, turn.step.message)
     asks.close_all(d)
     reply_id = turn.step.message.id if turn.step is not None else None
     d.turn = replace(turn, step=None)
     words = failure.message if failure is not None else REASONS[reason][1]
-    end_turn(d, outcome, reason=reason if failure is None else words, reply_id=reply_id, go=False)
+    end_turn(d, outcome, reason=reason if failure is None else words, reply_id=reply_id)
 
 
 def close_step(d: Draft, step: Step, reason: Reason, failure: Failure | None = None) -> None:
@@ -390,22 +407,29 @@ def closed_part(part: AnyPart, reason: Reason, now: int) -> AnyPart:
             interrupted=True,
         )
         return replace(part, state=state)
-    if isinstance(part, TextPart | ReasoningPart):
-        if isinstance(part.time, Span) and part.time.end is None:
-            end = max(now, part.time.start)
-            return replace(part, time=Span(start=part.time.start, end=end))
+    if isinstance(part, TextPart | ReasoningPart) and isinstance(part.time, Span):
+        start, end = part.time.start, part.time.end
+        return replace(part, time=Span(start=start, end=max(now, start))) if end is None else part
     return part
 
 
+def interrupt_calls(d: Draft, reason: Reason, *, spare: Container[str] = ()) -> None:
+    """Close the open step's calls in flight; those that wait for a person go on waiting."""
+    step = d.turn.step if d.turn is not None else None
+    assert step is not None, "calls belong to an open step"
+    parts = {}
+    for part in step.parts.values():
+        keep = part.id in spare or asks.is_parked(d, part)
+        parts[part.id] = part if keep else close_part(d, part, reason)
+        if isinstance(part, ToolPart) and not keep:
+            asks.close_of_call(d, part.message_id, part.call_id)
+    _put_step(d, replace(step, parts=parts))
+
+
 def end_turn(
-    d: Draft,
-    outcome: Outcome,
-    *,
-    reason: str | None = None,
-    reply_id: str | None = None,
-    go: bool = True,
+    d: Draft, outcome: Outcome, *, reason: str | None = None, reply_id: str | None = None
 ) -> None:
-    """Give the turn's prompts their one outcome, and go on with what waits."""
+    """Give the turn's prompts their one outcome."""
     turn = d.turn
     assert turn is not None, "only a running turn ends"
     for entry in (turn.entry, *turn.joined):
@@ -413,44 +437,42 @@ def end_turn(
         d.emit(PromptSettled(session_id=d.session_id, info=prompt))
     d.turn = None
     d.put_info(d.info)
-    if go:
-        advance(d)
 
 
-def advance(d: Draft) -> None:
-    """Start whatever comes next. Called when no stream and no tool of this session runs."""
-    turn = d.turn
-    pending = d.compaction
-    if pending is not None and pending.summary is not None:
+def advance(d: Draft, *, delay_s: float = 0.0) -> None:
+    """Start whatever comes next, unless a stream or a tool is at work already."""
+    turn, pending = d.turn, d.compaction
+    if (turn is not None and turn.step is not None) or (
+        pending is not None and pending.summary is not None
+    ):
         return
-    if turn is not None:
-        if pending is not None and pending.part.auto:
-            compaction.start(d)
-        else:
-            open_step(d, prompts.join_steering(d, turn))
+    if turn is not None and (pending is None or not pending.part.auto):
+        open_step(d, prompts.join_steering(d, turn), delay_s=delay_s)
     elif pending is not None:
         compaction.start(d)
     elif d.queue:
-        entry, d.queue = d.queue[0], d.queue[1:]
-        prompts.start_turn(d, entry)
+        prompts.start_turn(d)
     else:
         d.set_idle()
 
 
 def execution_lost(d: Draft, command: ExecutionLost) -> None:
     """Close what nobody works on any more, as recovery would."""
-    if d.compaction is not None and is_open(d.compaction.summary, command.message_id):
+    step = d.turn.step if d.turn is not None else None
+    if compaction.summarising(d, command.message_id):
+        d.start(Cancel(reason="lost"))
         compaction.restart(d)
-    elif d.turn is not None and is_open(d.turn.step, command.message_id):
+    elif step is None or step.message.id != command.message_id:
+        return
+    elif any(asks.is_parked(d, part) for part in step.parts.values()):
+        d.start(Cancel(reason="lost"))
+        interrupt_calls(d, "lost")
+    else:
         close_turn(d, "lost")
         advance(d)
 
 
 # --- parts of an open step ---------------------------------------------------------------------
-
-
-def is_open(step: Step | None, message_id: str) -> TypeGuard[Step]:
-    return step is not None and step.message.id == message_id
 
 
 def put_part(d: Draft, step: Step | None, part: AnyPart, *, publish: bool = True) -> Step:
@@ -460,11 +482,26 @@ def put_part(d: Draft, step: Step | None, part: AnyPart, *, publish: bool = True
     return replace(step, parts={**step.parts, part.id: part})
 
 
-def _put_texts(d: Draft, step: Step | None, parts: tuple[StreamedPart, ...]) -> Step:
-    assert step is not None, "text belongs to an open step"
+def _put_step(d: Draft, step: Step) -> None:
+    assert d.turn is not None, "a step belongs to a turn"
+    d.turn = replace(d.turn, step=step)
+
+
+def put_texts(d: Draft, step: Step, parts: tuple[StreamedPart, ...]) -> Step:
+    """Write what has grown. Reports may come late or twice: text never shrinks or opens again."""
     changed: dict[str, AnyPart] = {}
     for part in parts:
-        if step.parts.get(part.id) != part:
-            d.put_part(part)
-            changed[part.id] = part
+        old = step.parts.get(part.id)
+        if isinstance(old, TextPart | ReasoningPart):
+            ended = isinstance(old.time, Span) and old.time.end is not None
+            if ended or old == part or len(part.text) < len(old.text):
+                continue
+        d.put_part(part)
+        changed[part.id] = part
     return replace(step, parts={**step.parts, **changed}) if changed else step
+
+
+def end_texts(d: Draft, step: Step) -> Step:
+    """End the texts of a stream that has ended, also those its last report left out."""
+    parts = {part.id: close_part(d, part, "error") for part in step.parts.values()}
+    return replace(step, parts=parts)
