@@ -80,7 +80,7 @@ def upsert(database: Database, model: Any, *, keep: Iterable[str] = ()) -> str:
     fields = model._meta.sorted_fields  # noqa: SLF001 - peewee's documented Model._meta
     keys = [field.name for field in model._meta.get_primary_keys()]  # noqa: SLF001
     kept = {*keep, *keys}
-    query = model.insert({field: None for field in fields}).on_conflict(
+    query = model.insert(dict.fromkeys(fields)).on_conflict(
         conflict_target=keys,
         preserve=[field for field in fields if field.name not in kept],
     )
@@ -97,7 +97,7 @@ class Statements:
         self.inbox = upsert(database, schema.Inbox, keep=("seq",))
         self.ask = upsert(database, schema.Ask, keep=("seq",))
         fields = schema.Journal._meta.sorted_fields  # noqa: SLF001
-        self.journal = statement(database, schema.Journal.insert({field: None for field in fields}))
+        self.journal = statement(database, schema.Journal.insert(dict.fromkeys(fields)))
 
 
 _FENCE: Final = "UPDATE claim SET seq = ? WHERE session_id = ? AND epoch = ? AND owner = ?"

@@ -52,7 +52,7 @@ def create(
     buried = execute(
         "DELETE FROM tombstone WHERE session_id = ? RETURNING epoch, seq", (info.id,)
     ).fetchone()
-    epoch, seq = buried if buried else (0, 0)
+    epoch, seq = buried or (0, 0)
     execute(
         "INSERT INTO claim (session_id, owner, epoch, seq) VALUES (?, ?, ?, ?)",
         (info.id, owner, epoch + 1, seq + len(facts)),

@@ -113,7 +113,7 @@ def _check_ours(database: SqliteDatabase, path: Path) -> None:
 
 def _migrate(database: SqliteDatabase) -> None:
     """Apply what is pending, all or nothing; a second process waits and finds it done."""
-    from playhouse.migrations import Runner  # noqa: PLC0415 - only a store that changes pays for it
+    from playhouse.migrations import Runner
 
     with database.atomic("EXCLUSIVE"):
         if database.pragma("user_version") >= SCHEMA_VERSION:

@@ -169,10 +169,26 @@ class Reads:
             rows = c.execute("SELECT id FROM session WHERE parent_id = ?", (session_id,))
             return [row[0] for row in rows]
 
-    def unfinished_sessions(self) -> list[str]:
-        """Sessions with anything open, oldest id last."""
+    def unfinished_sessions(self) -> list[tuple[str, str | None]]:
+        """Sessions with anything open, and who claims them."""
         with self.connection() as c:
-            return [row[0] for row in c.execute(_UNFINISHED)]
+            return c.execute(
+                f"SELECT u.session_id, c.owner FROM ({_UNFINISHED}) u "  # noqa: S608 - a constant
+                "JOIN claim c ON c.session_id = u.session_id"
+            ).fetchall()
+
+    def is_unfinished(self, session_id: str) -> bool:
+        sql = " UNION ALL ".join(
+            f"SELECT 1 FROM {table} WHERE open = 1 AND session_id = ?1"  # noqa: S608 - constants
+            for table in ("message", "part", "inbox")
+        )
+        with self.connection() as c:
+            return c.execute(f"{sql} LIMIT 1", (session_id,)).fetchone() is not None
+
+    def runtimes(self) -> list[tuple[str, str, int, int]]:
+        """Every runtime that has the store open: id, host, pid, lease end in milliseconds."""
+        with self.connection() as c:
+            return c.execute("SELECT id, host, pid, until_ms FROM runtime").fetchall()
 
     def owner(self, session_id: str) -> str | None:
         with self.connection() as c:
@@ -194,7 +210,7 @@ class Reads:
                     "SELECT turn, seq FROM message WHERE session_id = ? AND id = ?",
                     (session_id, before),
                 ).fetchone()
-                bound = row if row else bound
+                bound = row or bound
             rows = c.execute(
                 "SELECT id, data FROM message WHERE session_id = ? AND (turn, seq) < (?, ?) "
                 "ORDER BY turn DESC, seq DESC LIMIT ?",
@@ -211,6 +227,23 @@ class Reads:
             ).fetchall()
             pairs = _with_parts(c, session_id, rows)
         return pairs[0] if pairs else None
+
+    def turn(self, session_id: str, turn: int) -> list[Pair]:
+        """The messages of one turn, in order."""
+        with self.connection() as c:
+            rows = c.execute(
+                "SELECT id, data FROM message WHERE session_id = ? AND turn = ? ORDER BY seq",
+                (session_id, turn),
+            ).fetchall()
+            return _with_parts(c, session_id, rows)
+
+    def marker(self, session_id: str, marker_id: str) -> CompactionPart | None:
+        """The compaction part of a marker message."""
+        pair = self.message(session_id, marker_id)
+        for part in pair[1] if pair is not None else ():
+            if isinstance(part, CompactionPart):
+                return part
+        return None
 
     def history(self, session_id: str) -> list[Pair]:
         """What the model's context can be built from: back to the last compaction's tail."""
@@ -267,8 +300,10 @@ class Reads:
         return _ask.decode(row[0]) if row else None
 
     def find_ask(self, ask_id: str) -> Ask | None:
-        """An open request by its id alone."""
-        return next((ask for ask in self.asks() if ask.id == ask_id), None)
+        """A request by its id alone, open or closed."""
+        with self.connection() as c:
+            row = c.execute("SELECT data FROM ask WHERE id = ?", (ask_id,)).fetchone()
+        return _ask.decode(row[0]) if row else None
 
     def asks(self, session_id: str | None = None) -> list[Ask]:
         """Open requests, oldest first."""

@@ -207,6 +207,7 @@ Part.add_index(Part.session_id, name="part_open", where=_OPEN)
 Part.add_index(Part.session_id, Part.seq, name="part_compaction", where=SQL("kind = 'compaction'"))
 Inbox.add_index(Inbox.session_id, Inbox.seq, name="inbox_open", where=_OPEN)
 Ask.add_index(Ask.session_id, Ask.seq, name="ask_open", where=_OPEN)
+Ask.add_index(Ask.id, name="ask_id")
 Journal.add_index(Journal.session_id, Journal.seq, name="journal_session")
 Restart.add_index(
     Restart.session_id, name="restart_quarantined", where=SQL("quarantined_ms IS NOT NULL")

@@ -15,6 +15,7 @@ STATEMENTS = (
         PRIMARY KEY (session_id, id)
     )""",
     """CREATE INDEX ask_open ON ask (session_id, seq) WHERE open = 1""",
+    """CREATE INDEX ask_id ON ask (id)""",
     """
     CREATE TABLE claim (
         session_id TEXT NOT NULL PRIMARY KEY,

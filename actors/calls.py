@@ -1,0 +1,302 @@
+"""Tool calls: one run of a tool whose start is committed, up to its one outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from understudy.actors.core.commands import OpenAsk, ToolFinished, ToolProgress
+from understudy.actors.pending import Pending
+from understudy.actors.tools.context import Cancellation
+from understudy.errors import ToolError, TurnAborted
+from understudy.store.records import Ask, Question, ToolPart
+
+if TYPE_CHECKING:
+    from understudy.actors.executor import Executor
+    from understudy.actors.tools.tool import Tool
+
+logger = logging.getLogger("understudy.tools")
+
+PROGRESS_EVERY_S: Final = 0.1
+
+
+class CallContext(Cancellation):
+    """The ``ToolContext`` of a call in a runtime."""
+
+    def __init__(self, executor: Executor, part: ToolPart, *, attempt: int, directory: str) -> None:
+        super().__init__()
+        self.session_id = part.session_id
+        self.message_id = part.message_id
+        self.call_id = part.call_id
+        self.part_id = part.id
+        self.attempt = attempt
+        self.directory = directory
+        self._executor = executor
+        self._lock_progress = threading.Lock()
+        self._title: str | None = None
+        self._metadata: dict[str, Any] = {}
+        self._dirty = False
+
+    def check(self) -> None:
+        if self.cancelled:
+            raise TurnAborted(
+                f"The call was cancelled: {self.reason}",
+                session_id=self.session_id,
+                message_id=self.message_id,
+                reason=self.reason,
+            )
+
+    # --- progress ------------------------------------------------------------------------------
+
+    def progress(self, *, title: str | None = None, **metadata: Any) -> None:
+        with self._lock_progress:
+            self._title = title if title is not None else self._title
+            self._metadata.update(metadata)
+            if self._dirty:
+                return
+            self._dirty = True
+        self._executor.call_later(PROGRESS_EVERY_S, self._send_progress)
+
+    def _send_progress(self) -> None:
+        with self._lock_progress:
+            self._dirty = False
+            title, metadata = self._title, dict(self._metadata)
+        if not self.cancelled:
+            self._executor.send(
+                self.session_id,
+                ToolProgress(part_id=self.part_id, title=title, metadata=metadata),
+            )
+
+    # --- asking people -------------------------------------------------------------------------
+
+    def ask(
+        self,
+        permission: str,
+        *,
+        patterns: Sequence[str] = ("*",),
+        always: Sequence[str] = (),
+        **metadata: Any,
+    ) -> None:
+        _not_in_a_loop("ask_async")
+        ask = self._permission(permission, patterns, always, metadata)
+        self._granted(self._open(ask).get())
+
+    async def ask_async(
+        self,
+        permission: str,
+        *,
+        patterns: Sequence[str] = ("*",),
+        always: Sequence[str] = (),
+        **metadata: Any,
+    ) -> None:
+        ask = self._permission(permission, patterns, always, metadata)
+        self._granted(await self._open(ask).wait())
+
+    def question(self, questions: Sequence[Question]) -> tuple[tuple[str, ...], ...]:
+        _not_in_a_loop("question_async")
+        return self._answers(self._open(self._question(questions)).get())
+
+    async def question_async(self, questions: Sequence[Question]) -> tuple[tuple[str, ...], ...]:
+        return self._answers(await self._open(self._question(questions)).wait())
+
+    def _permission(
+        self,
+        permission: str,
+        patterns: Sequence[str],
+        always: Sequence[str],
+        metadata: dict[str, Any],
+    ) -> Ask:
+        return Ask(
+            id=self._executor.new_id("per"),
+            session_id=self.session_id,
+            kind="permission",
+            created=self._executor.clock.wall_ms(),
+            message_id=self.message_id,
+            call_id=self.call_id,
+            permission=permission,
+            patterns=tuple(patterns),
+            always=tuple(always),
+            metadata=metadata,
+        )
+
+    def _question(self, questions: Sequence[Question]) -> Ask:
+        return Ask(
+            id=self._executor.new_id("que"),
+            session_id=self.session_id,
+            kind="question",
+            created=self._executor.clock.wall_ms(),
+            message_id=self.message_id,
+            call_id=self.call_id,
+            questions=tuple(questions),
+        )
+
+    def _open(self, ask: Ask) -> Pending[Ask]:
+        self.check()
+        answer = self._executor.expect(ask.id)
+        forget = self.on_cancel(
+            lambda: answer.fail(
+                TurnAborted(
+                    f"The call was cancelled: {self.reason}",
+                    session_id=self.session_id,
+                    message_id=self.message_id,
+                    reason=self.reason,
+                )
+            )
+        )
+        answer.then(lambda _: forget())
+        self._executor.send(self.session_id, OpenAsk(part_id=self.part_id, ask=ask))
+        return answer
+
+    def _granted(self, ask: Ask) -> None:
+        if ask.replied in ("once", "always"):
+            return
+        self.check()
+        said = f" They said: {ask.feedback}" if ask.feedback else ""
+        raise ToolError(f"The user rejected permission: {ask.permission}.{said}")
+
+    def _answers(self, ask: Ask) -> tuple[tuple[str, ...], ...]:
+        if ask.replied == "answered":
+            return ask.answers
+        self.check()
+        raise ToolError(f"The user declined to answer. {ask.feedback or ''}".strip())
+
+
+def _not_in_a_loop(instead: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise ToolError(f"This would block the event loop: await {instead}() instead")
+
+
+class CallRun:
+    """Runs one call on a worker thread or, if it is a coroutine, on the tools' event loop."""
+
+    def __init__(
+        self, executor: Executor, tool: Tool | None, part: ToolPart, context: CallContext
+    ) -> None:
+        self.context = context
+        self._executor = executor
+        self._tool = tool
+        self._part = part
+
+    async def run(self) -> None:
+        """Report the call's outcome to its session, unless it was cancelled from outside."""
+        try:
+            outcome = await self._outcome()
+        except asyncio.CancelledError:
+            self.context.cancel("abort")
+            raise
+        self._executor.send(self._part.session_id, outcome)
+
+    async def _outcome(self) -> ToolFinished:
+        tool = self._tool
+        if tool is None:
+            return self._failed(f"There is no tool called {self._part.tool}")
+        limit_s = tool.timeout_s or self._executor.rules.limits.tool_s
+        try:
+            given = tool.parse(msgspec.json.encode(self._part.state.input).decode())
+            work = self._run_async(tool, given) if tool.is_async else self._run_sync(tool, given)
+            async with asyncio.timeout(limit_s) as limit:
+                value = await work
+        except TimeoutError:
+            if not limit.expired():
+                return self._failed("TimeoutError: the tool itself timed out")
+            self.context.cancel("timeout")
+            return self._failed(f"Tool execution timed out after {limit_s:g} s", interrupted=True)
+        except ToolError as error:
+            return self._failed(str(error))
+        if isinstance(value, BaseException):
+            return self._raised(value)
+        try:
+            result = tool.render(value)
+        except ToolError as error:
+            return self._failed(str(error))
+        return ToolFinished(
+            part_id=self._part.id,
+            output=result.output,
+            title=result.title,
+            metadata=result.metadata,
+        )
+
+    def _failed(self, error: str, *, interrupted: bool = False) -> ToolFinished:
+        return ToolFinished(part_id=self._part.id, error=error, interrupted=interrupted)
+
+    def _raised(self, error: BaseException) -> ToolFinished:
+        if isinstance(error, ToolError):
+            return self._failed(str(error))
+        logger.info("Tool %s raised", self._part.tool, exc_info=error)
+        return self._failed(f"{type(error).__name__}: {error}")
+
+    async def _run_sync(self, tool: Tool, given: dict[str, Any]) -> Any:
+        """The tool's value or what it raised. Given up on when this is cancelled."""
+        loop = asyncio.get_running_loop()
+        finished: asyncio.Future[Any] = loop.create_future()
+        thread_id: list[int] = []
+
+        def job() -> None:
+            thread_id.append(threading.get_ident())
+            if self.context.cancelled:
+                return
+            value = _outcome_of(tool, given, self.context)
+            _tell(loop, finished, value)
+
+        self._executor.workers.submit(job)
+        try:
+            return await finished
+        except asyncio.CancelledError:
+            if thread_id:
+                self._executor.workers.abandon(thread_id[0])
+            raise
+
+    async def _run_async(self, tool: Tool, given: dict[str, Any]) -> Any:
+        """Like ``_run_sync`` on the tools' own loop: one that blocks it cannot stop a stream."""
+        loop = asyncio.get_running_loop()
+        finished: asyncio.Future[Any] = loop.create_future()
+        task: list[asyncio.Task[None]] = []
+        tools_loop = self._executor.tools_loop()
+
+        async def job() -> None:
+            _tell(loop, finished, await _outcome_of_async(tool, given, self.context))
+
+        def start() -> None:
+            if not self.context.cancelled:
+                task.append(tools_loop.create_task(job()))
+
+        tools_loop.call_soon_threadsafe(start)
+        try:
+            return await finished
+        except asyncio.CancelledError:
+            tools_loop.call_soon_threadsafe(lambda: [each.cancel() for each in task])
+            raise
+
+
+def _outcome_of(tool: Tool, given: dict[str, Any], context: CallContext) -> Any:
+    try:
+        return tool.invoke(given, context)
+    except BaseException as error:  # noqa: BLE001 - a tool may raise anything, also to stop us
+        return error
+
+
+async def _outcome_of_async(tool: Tool, given: dict[str, Any], context: CallContext) -> Any:
+    try:
+        value: Awaitable[Any] = tool.invoke(given, context)
+        return await value
+    except BaseException as error:  # noqa: BLE001 - a tool may raise anything, also to stop us
+        return error
+
+
+def _tell(loop: asyncio.AbstractEventLoop, finished: asyncio.Future[Any], value: Any) -> None:
+    def settle() -> None:
+        if not finished.done():
+            finished.set_result(value)
+
+    try:
+        loop.call_soon_threadsafe(settle)
+    except RuntimeError:
+        pass  # the runtime closed meanwhile: nobody waits

@@ -1,0 +1,375 @@
+"""The executor: runs effects outside the actors, on one event loop thread.
+
+Model streams are tasks of its loop; synchronous tools run on worker threads, coroutine tools on a
+loop of their own. Everything an execution learns goes back to its session as a command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from understudy.actors.calls import CallContext, CallRun
+from understudy.actors.core.commands import Abort, Command
+from understudy.actors.core.effects import (
+    Cancel,
+    Effect,
+    ResolveAsk,
+    RunStep,
+    RunSummary,
+    RunTool,
+)
+from understudy.actors.pending import Pending
+from understudy.actors.steps import StepRun, SummaryRun
+from understudy.actors.workers import Workers
+from understudy.errors import InvalidInput, RuntimeClosed
+from understudy.store.records import Ask, AssistantMessage
+
+if TYPE_CHECKING:
+    from understudy.actors.clock import Clock
+    from understudy.actors.core.context import History
+    from understudy.actors.core.state import Rules
+    from understudy.actors.models.protocol import Model
+    from understudy.actors.publisher import Publisher
+    from understudy.actors.tools.tool import Tool
+    from understudy.store.records import Session
+    from understudy.store.store import Store
+
+logger = logging.getLogger("understudy.turns")
+
+T = TypeVar("T")
+
+_READERS = 2
+_TOOL_THREADS = 64
+
+
+class Host(Protocol):
+    """What the executor needs of its runtime."""
+
+    store: Store
+    publisher: Publisher
+    clock: Clock
+    rules: Rules
+    system: str
+    tools: Mapping[str, Tool]
+    models: tuple[Model, ...]
+
+    def tell_live(
+        self, session_id: str, command: Command, done: Pending[Any] | None = None
+    ) -> None:
+        """Send to the session's live actor; dropped when there is none."""
+        ...
+
+    def abort_children(self, session_id: str, reason: str) -> None: ...
+
+    def info(self, session_id: str) -> Session: ...
+
+    def new_id(self, prefix: str) -> str: ...
+
+
+class Execution:
+    """What runs for one session: tasks by the id of the message or part they work for."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.contexts: dict[str, CallContext] = {}
+        self.turn: str = ""
+        self.turn_left_s = 0.0
+        self.turn_since_s = 0.0
+        self.turn_timer: asyncio.TimerHandle | None = None
+
+
+class Executor:
+    """Starts, cancels and watches executions. ``start`` and ``send`` are safe from any thread."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.workers = Workers(_TOOL_THREADS)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._run_loop, args=(self._loop,), name="understudy-turns", daemon=True
+        )
+        self._tools_loop: asyncio.AbstractEventLoop | None = None
+        self._tools_thread: threading.Thread | None = None
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="understudy-context")
+        self._lock = threading.Lock()
+        self._todo: deque[tuple[str, Sequence[Effect]]] = deque()
+        self._woken = False
+        self._executions: dict[str, Execution] = {}
+        self._asks: dict[str, Pending[Ask]] = {}
+        self._closed = False
+
+    # --- what executions use -------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        return self.host.store
+
+    @property
+    def publisher(self) -> Publisher:
+        return self.host.publisher
+
+    @property
+    def clock(self) -> Clock:
+        return self.host.clock
+
+    @property
+    def rules(self) -> Rules:
+        return self.host.rules
+
+    @property
+    def system(self) -> str:
+        return self.host.system
+
+    @property
+    def tools(self) -> Mapping[str, Tool]:
+        return self.host.tools
+
+    def new_id(self, prefix: str) -> str:
+        return self.host.new_id(prefix)
+
+    def info(self, session_id: str) -> Session:
+        return self.host.info(session_id)
+
+    def send(self, session_id: str, command: Command, done: Pending[Any] | None = None) -> None:
+        self.host.tell_live(session_id, command, done)
+
+    async def read(self, work: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._readers, work)
+
+    def model_for(self, history: History, message_id: str) -> Model:
+        """The model the open message names; the runtime's first when it names none."""
+        for message, _ in reversed(history):
+            if message.id == message_id and isinstance(message, AssistantMessage):
+                wanted = (message.provider_id, message.model_id)
+                for model in self.host.models:
+                    if (model.provider_id, model.model_id) == wanted:
+                        return model
+                raise InvalidInput(f"No model {'/'.join(wanted)} in this runtime", field="model")
+        return self.host.models[0]
+
+    def tools_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of coroutine tools, started when the first one runs."""
+        with self._lock:
+            if self._tools_loop is None:
+                self._tools_loop = asyncio.new_event_loop()
+                self._tools_thread = threading.Thread(
+                    target=self._run_loop,
+                    args=(self._tools_loop,),
+                    name="understudy-async-tools",
+                    daemon=True,
+                )
+                self._tools_thread.start()
+            return self._tools_loop
+
+    def expect(self, ask_id: str) -> Pending[Ask]:
+        """The answer to an ask, when a person gives it."""
+        answer: Pending[Ask] = Pending()
+        self._asks[ask_id] = answer
+
+        def forget(_: Pending[Ask]) -> None:
+            self._asks.pop(ask_id, None)
+
+        answer.then(forget)
+        return answer
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Call back on the loop; for timers of whoever has no loop."""
+        self._soon(lambda: self._loop.call_later(delay_s, callback))
+
+    # --- effects -------------------------------------------------------------------------------
+
+    def start(self, session_id: str, effects: Sequence[Effect]) -> None:
+        """Start effects of a committed decision, in order."""
+        with self._lock:
+            self._todo.append((session_id, effects))
+            if self._woken:
+                return
+            self._woken = True
+        self._soon(self._drain)
+
+    def _soon(self, callback: Callable[[], Any]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            if not self._closed:
+                raise
+
+    def _drain(self) -> None:
+        with self._lock:
+            todo = list(self._todo)
+            self._todo.clear()
+            self._woken = False
+        for session_id, effects in todo:
+            for effect in effects:
+                try:
+                    self._apply(session_id, effect)
+                except Exception:
+                    logger.exception("Could not start %r", effect)
+
+    def _apply(self, session_id: str, effect: Effect) -> None:
+        match effect:
+            case RunStep():
+                self._arm_turn(session_id, effect.prompt.message_id)
+                run = StepRun(self, session_id, effect).run
+                self._spawn(session_id, effect.message_id, run)
+            case RunSummary():
+                summary = SummaryRun(self, session_id, effect).run
+                self._spawn(session_id, effect.message_id, summary)
+            case RunTool():
+                self._run_tool(session_id, effect)
+            case Cancel():
+                self._cancel(session_id, effect.reason)
+            case ResolveAsk():
+                answer = self._asks.get(effect.ask.id)
+                if answer is not None:
+                    answer.set(effect.ask)
+
+    def _run_tool(self, session_id: str, effect: RunTool) -> None:
+        context = CallContext(
+            self,
+            effect.part,
+            attempt=effect.attempt,
+            directory=self.info(session_id).directory,
+        )
+        run = CallRun(self, self.tools.get(effect.part.tool), effect.part, context)
+        self._spawn(session_id, effect.part.id, run.run)
+        self._executions[session_id].contexts[effect.part.id] = context
+
+    def _spawn(self, session_id: str, key: str, run: Callable[[], Any]) -> None:
+        execution = self._executions.setdefault(session_id, Execution())
+        task = self._loop.create_task(run())
+        execution.tasks[key] = task
+        task.add_done_callback(functools.partial(self._ended, session_id, execution, key))
+
+    def _ended(
+        self, session_id: str, execution: Execution, key: str, task: asyncio.Task[None]
+    ) -> None:
+        if execution.tasks.get(key) is task:
+            del execution.tasks[key]
+            execution.contexts.pop(key, None)
+        if not execution.tasks and execution.turn_timer is None:
+            if self._executions.get(session_id) is execution:
+                del self._executions[session_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Whoever waits for this is told by the watchdog: the execution is gone.
+            logger.error("An execution of session %s died", session_id, exc_info=error)
+
+    # --- the turn's time limit -----------------------------------------------------------------
+
+    def _arm_turn(self, session_id: str, message_id: str) -> None:
+        limit_s = self.rules.limits.turn_s
+        if limit_s is None:
+            return
+        execution = self._executions.setdefault(session_id, Execution())
+        if execution.turn == message_id:
+            return
+        if execution.turn_timer is not None:
+            execution.turn_timer.cancel()
+        execution.turn = message_id
+        execution.turn_timer = self._loop.call_later(
+            limit_s, self._turn_expired, session_id, execution, message_id
+        )
+
+    def _turn_expired(self, session_id: str, execution: Execution, message_id: str) -> None:
+        execution.turn_timer = None
+        self.send(session_id, Abort(message_id=message_id, reason="timeout"))
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def cancel(self, session_id: str, reason: str) -> None:
+        """Stop whatever runs for a session. Safe from any thread."""
+        self.start(session_id, (Cancel(reason=reason),))
+
+    def _cancel(self, session_id: str, reason: str) -> None:
+        execution = self._executions.pop(session_id, None)
+        if execution is not None:
+            if execution.turn_timer is not None:
+                execution.turn_timer.cancel()
+                execution.turn_timer = None
+            for context in list(execution.contexts.values()):
+                context.cancel(reason)
+            for task in list(execution.tasks.values()):
+                task.cancel()
+        if not self._closed:
+            self._loop.run_in_executor(self._readers, self.host.abort_children, session_id, reason)
+
+    def running(self) -> dict[str, set[str]]:
+        """Ids of messages and parts that are being worked on, by session."""
+        done: Pending[dict[str, set[str]]] = Pending()
+        self._soon(
+            lambda: done.set({key: set(each.tasks) for key, each in self._executions.items()})
+        )
+        return done.get(timeout=5.0)
+
+    def is_running(self, session_id: str, key: str) -> bool:
+        """Whether something works for a message or part. A racy look, for the watchdog."""
+        execution = self._executions.get(session_id)
+        if execution is not None and key in execution.tasks:
+            return True
+        return any(session_id == waiting for waiting, _ in list(self._todo))
+
+    def start_loop(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> bool:
+        """Cancel everything and stop the threads. False if one would not stop in time."""
+        self._closed = True
+        for answer in list(self._asks.values()):
+            answer.fail(RuntimeClosed("The runtime closed before anybody answered"))
+        stopped = self._stop_loop(self._loop, self._thread, timeout_s, self._close_models())
+        if self._tools_loop is not None and self._tools_thread is not None:
+            stopped &= self._stop_loop(self._tools_loop, self._tools_thread, timeout_s, None)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self.workers.close()
+        return stopped
+
+    async def _close_models(self) -> None:
+        for model in self.host.models:
+            aclose = getattr(model, "aclose", None)
+            if aclose is not None:
+                try:
+                    await asyncio.wait_for(aclose(), 2.0)
+                except Exception:
+                    logger.exception("Model %s did not close", model.model_id)
+
+    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+
+    def _stop_loop(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        thread: threading.Thread,
+        timeout_s: float,
+        last: Any,
+    ) -> bool:
+        async def wind_up() -> None:
+            for execution in self._executions.values() if loop is self._loop else ():
+                for context in list(execution.contexts.values()):
+                    context.cancel("close")
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=min(1.0, timeout_s))
+            if last is not None:
+                await last
+            await loop.shutdown_asyncgens()
+            loop.stop()
+
+        try:
+            loop.call_soon_threadsafe(lambda: loop.create_task(wind_up()))
+        except RuntimeError:
+            return True
+        thread.join(timeout_s)
+        if thread.is_alive():
+            return False
+        loop.close()
+        return True

@@ -1,0 +1,180 @@
+"""What callers give: checked once at the door, with errors that say what to correct."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import mimetypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias, get_args
+
+import msgspec
+
+from understudy.actors.core.commands import SubmitPrompt
+from understudy.errors import InvalidInput, MessageNotFound
+from understudy.store.ids import check_id
+from understudy.store.records import FilePart, ModelRef, PermissionRule, TextPart, WhenBusy
+
+Permissions: TypeAlias = Mapping[str, str | Mapping[str, str]] | Sequence[PermissionRule]
+"""Rules by permission: ``{"bash": "ask", "edit": {"*": "allow", "*.env": "deny"}}``."""
+
+_TITLE_LIMIT: Final = 1_000
+_ACTIONS: Final = ("allow", "ask", "deny")
+
+
+def text(field: str, value: object, *, limit: int | None = None) -> str:
+    """A string that can be stored."""
+    if not isinstance(value, str):
+        raise InvalidInput(f"{field} must be text, not {type(value).__name__}", field=field)
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{field} is not valid Unicode: {error}", field=field) from error
+    if limit is not None and size > limit:
+        raise InvalidInput(f"{field} has {size} bytes; {limit} are allowed", field=field)
+    return value
+
+
+def title(value: object) -> str:
+    return text("title", value, limit=_TITLE_LIMIT)
+
+
+def metadata(value: object) -> dict[str, Any]:
+    """A mapping that JSON can express."""
+    if not isinstance(value, Mapping):
+        raise InvalidInput("metadata must be a mapping", field="metadata")
+    try:
+        plain = msgspec.json.decode(msgspec.json.encode(dict(value)))
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidInput(f"metadata must be JSON: {error}", field="metadata") from error
+    return dict(plain)
+
+
+def no_message(session_id: str, message_id: str) -> MessageNotFound:
+    return MessageNotFound(
+        f"No prompt {message_id} in session {session_id}",
+        session_id=session_id,
+        message_id=message_id,
+    )
+
+
+def permission_rules(value: Permissions | None) -> tuple[PermissionRule, ...]:
+    """Rules in order; later ones win."""
+    if value is None:
+        return ()
+    if not isinstance(value, Mapping):
+        rules = tuple(value)
+        if not all(isinstance(rule, PermissionRule) for rule in rules):
+            raise InvalidInput("permissions are a mapping or PermissionRules", field="permissions")
+        return rules
+    rules = tuple(
+        PermissionRule(permission=permission, pattern=pattern, action=action)  # type: ignore[arg-type]  # checked below
+        for permission, actions in value.items()
+        for pattern, action in (
+            actions.items() if isinstance(actions, Mapping) else (("*", actions),)
+        )
+    )
+    for rule in rules:
+        if rule.action not in _ACTIONS:
+            raise InvalidInput(
+                f"permission {rule.permission!r}: {rule.action!r} is not one of "
+                f"{', '.join(_ACTIONS)}",
+                field="permissions",
+            )
+    return rules
+
+
+def prompt_command(
+    prompt: str | Sequence[str | TextPart | FilePart | Path],
+    *,
+    limit_bytes: int,
+    message_id: str | None,
+    when_busy: WhenBusy,
+    system: str | None,
+    tools: Mapping[str, bool] | None,
+    model: ModelRef | None,
+    agent: str | None,
+) -> SubmitPrompt:
+    """A prompt as a command, or ``InvalidInput``."""
+    if when_busy not in get_args(WhenBusy):
+        raise InvalidInput(
+            f"when_busy is one of {', '.join(get_args(WhenBusy))}, not {when_busy!r}",
+            field="when_busy",
+        )
+    if message_id is not None:
+        check_id("message_id", message_id)
+    parts = _parts(prompt)
+    size = sum(len(_content(part).encode()) for part in parts)
+    if size > limit_bytes:
+        raise InvalidInput(
+            f"the prompt has {size} bytes; {limit_bytes} are allowed (limits.prompt_bytes)",
+            field="prompt",
+        )
+    return SubmitPrompt(
+        parts=parts,
+        digest=_digest(parts, system, tools, model, agent),
+        message_id=message_id,
+        when_busy=when_busy,
+        system=None if system is None else text("system", system),
+        tools=None if tools is None else {str(key): bool(value) for key, value in tools.items()},
+        agent=None if agent is None else text("agent", agent),
+        model=model,
+    )
+
+
+def _parts(
+    prompt: str | Sequence[str | TextPart | FilePart | Path],
+) -> tuple[TextPart | FilePart, ...]:
+    if isinstance(prompt, str | TextPart | FilePart | Path):
+        prompt = [prompt]
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise InvalidInput("a prompt is text, or a sequence of texts and files", field="prompt")
+    parts = tuple(_part(each) for each in prompt)
+    if not any(_content(part).strip() for part in parts):
+        raise InvalidInput("a prompt says something: this one is empty", field="prompt")
+    for part in parts:
+        if part.id:
+            check_id("part id", part.id)
+    return parts
+
+
+def _part(each: object) -> TextPart | FilePart:
+    if isinstance(each, str):
+        return TextPart(id="", session_id="", message_id="", text=text("prompt", each))
+    if isinstance(each, TextPart):
+        text("prompt", each.text)
+        return each
+    if isinstance(each, FilePart):
+        return each
+    if isinstance(each, Path):
+        return _file(each)
+    raise InvalidInput(f"a prompt has no use for {type(each).__name__}", field="prompt")
+
+
+def _file(path: Path) -> FilePart:
+    """A file, taken in as it is now."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}", field="prompt") from error
+    mime = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    url = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+    return FilePart(id="", session_id="", message_id="", mime=mime, url=url, filename=path.name)
+
+
+def _content(part: TextPart | FilePart) -> str:
+    return part.text if isinstance(part, TextPart) else part.url
+
+
+def _digest(
+    parts: Sequence[TextPart | FilePart],
+    system: str | None,
+    tools: Mapping[str, bool] | None,
+    model: ModelRef | None,
+    agent: str | None,
+) -> str:
+    """What makes two prompts the same: their content and what it is answered with."""
+    content = [(type(part).__name__, _content(part)) for part in parts]
+    options = (system, sorted((tools or {}).items()), model, agent)
+    return hashlib.sha256(msgspec.json.encode((content, options))).hexdigest()

@@ -1,0 +1,105 @@
+"""Outcomes: whoever waits for the end of a prompt or a compaction."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from understudy.actors.pending import Pending
+from understudy.errors import RuntimeClosed, TurnAborted
+from understudy.store.events import Event, PartUpdated, PromptSettled, SessionDeleted, SessionIdle
+from understudy.store.records import CompactionPart
+
+_IDLE = ""
+
+
+class Outcomes:
+    """Waiters by session and by the id of the message they wait for. Told by the publisher."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[str, dict[str, list[Pending[Any]]]] = {}
+        self._closed = False
+
+    def expect(self, session_id: str, message_id: str) -> Pending[Any]:
+        """The settled ``Prompt``, or the terminal ``CompactionPart``, of a message."""
+        return self._wait(session_id, message_id)
+
+    def expect_idle(self, session_id: str) -> Pending[Any]:
+        """The session's next ``session.idle``."""
+        return self._wait(session_id, _IDLE)
+
+    def _wait(self, session_id: str, key: str) -> Pending[Any]:
+        pending: Pending[Any] = Pending()
+        with self._lock:
+            if not self._closed:
+                group = self._waiting.setdefault(session_id, {})
+                group.setdefault(key, []).append(pending)
+                return pending
+        pending.fail(RuntimeClosed("The runtime is closed"))
+        return pending
+
+    def forget(self, session_id: str, message_id: str, pending: Pending[Any]) -> None:
+        with self._lock:
+            group = self._waiting.get(session_id, {})
+            waiting = group.get(message_id, [])
+            if pending in waiting:
+                waiting.remove(pending)
+            if not waiting:
+                group.pop(message_id, None)
+            if not group:
+                self._waiting.pop(session_id, None)
+
+    def observe(self, event: Event) -> None:
+        """Look at every committed event. Cheap when it is nobody's business."""
+        if event.session_id not in self._waiting:
+            return
+        fact = event.data
+        if type(fact) is PromptSettled:
+            self._tell(event.session_id, fact.info.message_id, fact.info)
+        elif type(fact) is PartUpdated and type(fact.part) is CompactionPart:
+            if not fact.part.active:
+                self._tell(event.session_id, fact.part.message_id, fact.part)
+        elif type(fact) is SessionIdle:
+            self._tell(event.session_id, _IDLE, None)
+        elif type(fact) is SessionDeleted:
+            self._tell_deleted(event.session_id)
+
+    def _tell(self, session_id: str, key: str, value: Any) -> None:
+        with self._lock:
+            group = self._waiting.get(session_id, {})
+            waiting = group.pop(key, [])
+            if not group:
+                self._waiting.pop(session_id, None)
+        for pending in waiting:
+            pending.set(value)
+
+    def _tell_deleted(self, session_id: str) -> None:
+        with self._lock:
+            group = self._waiting.pop(session_id, {})
+        for key, waiting in group.items():
+            for pending in waiting:
+                if key == _IDLE:
+                    pending.set(None)
+                    continue
+                pending.fail(
+                    TurnAborted(
+                        f"Session {session_id} was deleted",
+                        session_id=session_id,
+                        message_id=key,
+                        reason="delete",
+                    )
+                )
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            groups = list(self._waiting.values())
+            self._waiting.clear()
+        for group in groups:
+            for waiting in group.values():
+                for pending in waiting:
+                    pending.fail(RuntimeClosed("The runtime closed"))
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._waiting.values())

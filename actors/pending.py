@@ -1,0 +1,123 @@
+"""Pending: the answer to a command, set once, waited for by threads or by event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pykka
+
+from understudy.errors import CommandTimeout
+
+if TYPE_CHECKING:
+    from pykka._types import OptExcInfo
+
+T = TypeVar("T")
+
+
+class Pending(pykka.Future[T]):
+    """A pykka future on one raw lock, with callbacks. The first outcome counts; later ones are
+    ignored, because a watchdog and a late handler may both answer.
+    """
+
+    __slots__ = ("_callbacks", "_done", "_error", "_lock", "_value")
+
+    def __init__(self) -> None:
+        self._get_hook = None
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[Pending[T]], None]] = []
+        self._done = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._done
+
+    @property
+    def error(self) -> BaseException | None:
+        return self._error
+
+    def set(self, value: T | None = None) -> None:
+        self._settle(value, None)
+
+    def set_exception(self, exc_info: OptExcInfo | None = None) -> None:
+        _, error, _ = exc_info if exc_info is not None else sys.exc_info()
+        self._settle(None, error)
+
+    def fail(self, error: BaseException) -> None:
+        self._settle(None, error)
+
+    def _settle(self, value: Any, error: BaseException | None) -> None:
+        with self._lock:
+            if self._done:
+                return
+            self._value = value
+            self._error = error
+            self._done = True
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
+
+    def then(self, callback: Callable[[Pending[T]], None]) -> None:
+        """Call ``callback(self)`` once settled: at once, or in the settling thread."""
+        with self._lock:
+            if not self._done:
+                self._callbacks.append(callback)
+                return
+        callback(self)
+
+    def get(self, *, timeout: float | None = None) -> T:
+        """Wait in this thread. Raises ``CommandTimeout`` after ``timeout`` seconds."""
+        if not self._done:
+            gate = threading.Lock()
+            gate.acquire()
+            self.then(lambda _: gate.release())
+            if not gate.acquire(timeout=-1 if timeout is None else timeout):
+                raise CommandTimeout(f"No answer within {timeout} s", timeout_s=timeout)
+        return self.result()
+
+    def result(self) -> T:
+        """The value, or the error raised. Only once settled."""
+        assert self._done, "not settled yet"
+        if self._error is not None:
+            # A fresh traceback for every waiter: an error object may be raised by several.
+            raise self._error.with_traceback(None)
+        value: T = self._value
+        return value
+
+    async def wait(self, *, timeout_s: float | None = None) -> T:
+        """Wait in this event loop without blocking it."""
+        if not self._done:
+            loop = asyncio.get_running_loop()
+            settled = loop.create_future()
+
+            def wake(_: Pending[T]) -> None:
+                try:
+                    loop.call_soon_threadsafe(_set_if_waiting, settled)
+                except RuntimeError:
+                    pass  # the loop that waited is closed
+
+            self.then(wake)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await settled
+            except TimeoutError:
+                raise CommandTimeout(
+                    f"No answer within {timeout_s} s", timeout_s=timeout_s
+                ) from None
+        return self.result()
+
+
+def _set_if_waiting(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def settled(value: T) -> Pending[T]:
+    pending: Pending[T] = Pending()
+    pending.set(value)
+    return pending

@@ -1,0 +1,245 @@
+"""The publisher: hands committed events, in cursor order, to whoever listens.
+
+It publishes the journal, whoever wrote it: events another process committed are read from there, so
+every subscriber of every runtime on a file sees the same sequence. Live text passes through it too,
+under the same lock, so that no delta comes before its part's opening or after its end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from understudy import signals
+from understudy.actors.subscription import GAP, OVERFLOW, Subscription
+from understudy.store.events import Event, PartDelta, SessionDeleted
+
+if TYPE_CHECKING:
+    from understudy.store.reads import Reads
+
+logger = logging.getLogger("understudy.events")
+
+_PAGE: Final = 1000
+
+
+class Stream(Protocol):
+    """A step's live text."""
+
+    session_id: str
+
+    def text_so_far(self) -> list[PartDelta]:
+        """The text of every open part, each from offset 0."""
+        ...
+
+
+class Publisher:
+    """Fans events out. ``committed`` runs in the writer's thread, and must not wait."""
+
+    def __init__(self, sender: Any, *, wall_ms: Callable[[], int]) -> None:
+        self.cursor = 0
+        self._journal: Reads | None = None
+        self._sender = sender
+        self._wall_ms = wall_ms
+        self._lock = threading.RLock()
+        self._all: list[Subscription] = []
+        self._by_session: dict[str, list[Subscription]] = {}
+        self._streams: dict[str, Stream] = {}
+        self._observers: list[Callable[[Event], None]] = []
+        self._pump: SignalPump | None = None
+
+    @property
+    def journal(self) -> Reads:
+        assert self._journal is not None, "the publisher is open"
+        return self._journal
+
+    def open(self, journal: Reads) -> None:
+        self._journal = journal
+        self.cursor = journal.cursors()[1]
+        self._pump = SignalPump(self, self._sender)
+        self._pump.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Deliver what is committed to signal receivers, then end every subscription."""
+        if self._pump is not None:
+            self._pump.stop(timeout_s)
+        with self._lock:
+            everyone = [*self._all, *(s for group in self._by_session.values() for s in group)]
+        for subscription in everyone:
+            subscription.close()
+
+    def observe(self, observer: Callable[[Event], None]) -> None:
+        """Call ``observer`` with every durable event, in the publishing thread."""
+        self._observers.append(observer)
+
+    # --- subscriptions -------------------------------------------------------------------------
+
+    def add(self, subscription: Subscription) -> None:
+        with self._lock:
+            if subscription.session_id is None:
+                self._all.append(subscription)
+            else:
+                self._by_session.setdefault(subscription.session_id, []).append(subscription)
+
+    def remove(self, subscription: Subscription) -> None:
+        with self._lock:
+            if subscription.session_id is None:
+                if subscription in self._all:
+                    self._all.remove(subscription)
+                return
+            group = self._by_session.get(subscription.session_id, [])
+            if subscription in group:
+                group.remove(subscription)
+            if not group:
+                self._by_session.pop(subscription.session_id, None)
+
+    def subscriptions(self) -> int:
+        with self._lock:
+            return len(self._all) + sum(map(len, self._by_session.values()))
+
+    # --- publishing ----------------------------------------------------------------------------
+
+    def committed(self, events: Sequence[Event]) -> None:
+        """Publish a commit's events, and before them what others committed in between."""
+        with self._lock:
+            first = events[0].cursor
+            assert first is not None, "a committed event has a cursor"
+            if first > self.cursor + 1:
+                self._publish_missed(upto=first - 1)
+            self._publish(events)
+
+    def poll(self) -> None:
+        """Publish what other processes committed since the last look."""
+        with self._lock:
+            self._publish_missed(upto=None)
+
+    def _publish_missed(self, *, upto: int | None) -> None:
+        while missed := self.journal.events(after=self.cursor, upto=upto, limit=_PAGE):
+            self._publish(missed)
+
+    def _publish(self, events: Sequence[Event]) -> None:
+        last = events[-1].cursor
+        assert last is not None, "a committed event has a cursor"
+        if last <= self.cursor:
+            return
+        self.cursor = last
+        for subscription in self._all:
+            subscription.push(events)
+        if self._by_session:
+            self._push_by_session(events)
+        for event in events:
+            if type(event.data) is SessionDeleted:
+                self._streams.pop(event.session_id, None)
+            for observer in self._observers:
+                observer(event)
+
+    def _push_by_session(self, events: Sequence[Event]) -> None:
+        mine: dict[str, list[Event]] = defaultdict(list)
+        for event in events:
+            if event.session_id in self._by_session:
+                mine[event.session_id].append(event)
+        for session_id, group in mine.items():
+            for subscription in self._by_session[session_id]:
+                subscription.push(group)
+
+    # --- live text -----------------------------------------------------------------------------
+
+    def attach(self, stream: Stream) -> None:
+        with self._lock:
+            self._streams[stream.session_id] = stream
+
+    def detach(self, stream: Stream) -> None:
+        """No delta of the stream is published from here on."""
+        with self._lock:
+            if self._streams.get(stream.session_id) is stream:
+                del self._streams[stream.session_id]
+
+    def cut(self, session_id: str) -> None:
+        """Detach whatever streams for a session."""
+        with self._lock:
+            self._streams.pop(session_id, None)
+
+    def delta(self, stream: Stream, make: Callable[[], PartDelta | None]) -> bool:
+        """Publish what ``make`` appends, unless the stream was detached."""
+        with self._lock:
+            if self._streams.get(stream.session_id) is not stream:
+                return False
+            fact = make()
+            if fact is not None and (self._all or stream.session_id in self._by_session):
+                self._push_delta(fact)
+            return True
+
+    def _push_delta(self, fact: PartDelta) -> None:
+        event = Event(fact.type, fact.session_id, None, None, self._wall_ms(), fact)
+        for subscription in (*self._all, *self._by_session.get(fact.session_id, ())):
+            if subscription.deltas:
+                subscription.push((event,))
+
+    def live_text(self, session_id: str | None) -> list[Event]:
+        """Where every open part's text stands, for a subscriber that joins late."""
+        with self._lock:
+            streams = (
+                list(self._streams.values())
+                if session_id is None
+                else [s for s in (self._streams.get(session_id),) if s is not None]
+            )
+            now = self._wall_ms()
+            return [
+                Event(fact.type, fact.session_id, None, None, now, fact)
+                for stream in streams
+                for fact in stream.text_so_far()
+            ]
+
+
+class SignalPump:
+    """Calls signal receivers in a thread of its own, from a bounded subscription."""
+
+    def __init__(self, publisher: Publisher, sender: Any) -> None:
+        self._sender = sender
+        self._subscription = _SignalSubscription(publisher)
+        self._thread = threading.Thread(target=self._run, name="understudy-signals", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        self._subscription.close()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        for event in self._subscription:
+            signal = signals.BY_TYPE.get(event.type)
+            if signal is None or not signal.receivers:
+                if event.type in (OVERFLOW, GAP):
+                    logger.warning("Signal receivers fell behind: %s", event.data)
+                continue
+            for receiver in list(signal.receivers_for(self._sender)):
+                self._call(receiver, event)
+
+    def _call(self, receiver: Callable[..., Any], event: Event) -> None:
+        try:
+            result = receiver(self._sender, event=event)
+            if hasattr(result, "__await__"):
+                result.close()
+                raise TypeError("a signal receiver is a plain function, not a coroutine")
+        except Exception as error:
+            logger.exception("Receiver %r of %s failed", receiver, event.type)
+            self._report(event, receiver, error)
+
+    def _report(self, event: Event, receiver: Callable[..., Any], error: Exception) -> None:
+        for watcher in list(signals.receiver_failed.receivers_for(self._sender)):
+            try:
+                watcher(self._sender, event=event, receiver=receiver, error=error)
+            except Exception:
+                logger.exception("A receiver of receiver_failed failed")
+
+
+class _SignalSubscription(Subscription):
+    """Costs nothing while nobody is connected to any signal."""
+
+    def push(self, events: Sequence[Event]) -> None:
+        if signals.wanted():
+            super().push(events)

@@ -1,0 +1,523 @@
+"""The session actor: the shell around ``decide``.
+
+It claims its session, loads what is unfinished, recovers it, and from then on turns commands into
+changes: decide, commit, publish, reply, start effects, in that order. Commands that wait together
+are decided one after the other and committed as one change. While the commit is under way the
+actor holds no thread; the writer calls back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from understudy.actors.core import commands
+from understudy.actors.core.commands import Command, Loaded, Reason, Recover
+from understudy.actors.core.decide import decide
+from understudy.actors.core.draft import Decision
+from understudy.actors.core.effects import Cancel, Effect
+from understudy.actors.core.state import Entry, Moment, State
+from understudy.actors.pending import Pending
+from understudy.actors.pool import Mailbox, PooledActor
+from understudy.errors import (
+    ActorCrashed,
+    RuntimeClosed,
+    SessionFenced,
+    SessionNotFound,
+    UnderstudyError,
+)
+from understudy.store.changes import Change
+from understudy.store.claims import Claimed, RestartRecord
+from understudy.store.events import AnyFact, Event, PromptAccepted, PromptSettled
+
+if TYPE_CHECKING:
+    from understudy.actors.clock import Clock
+    from understudy.actors.core.state import Rules
+    from understudy.actors.executor import Executor
+    from understudy.actors.publisher import Publisher
+    from understudy.store.store import Store
+
+logger = logging.getLogger("understudy.actors")
+
+SET_ASIDE_AT: Final = 2  # crashes on the same prompt before it is set aside
+_RETRY_PAUSE_S: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A command with whoever waits for its answer.
+
+    ``again`` says that an executor sent it: it must get through, so it is tried again when the
+    store cannot write.
+    """
+
+    command: Any
+    reply: Pending[Any] | None = None
+    again: bool = False
+
+
+class Activate(msgspec.Struct, frozen=True):
+    """Claim the session and make it whole."""
+
+    reason: Reason = "restart"
+    restarted: bool = False
+
+
+class Activated(msgspec.Struct, frozen=True):
+    """The claim was taken."""
+
+    claimed: Claimed
+    record: RestartRecord | None
+    reason: Reason
+    restarted: bool
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """Delete the session and its descendants."""
+
+
+class Wake(msgspec.Struct, frozen=True):
+    """Be alive: answered once the session has recovered."""
+
+
+class Crash(msgspec.Struct, frozen=True):
+    """Die at once, as if a handler had failed. For chaos and tests."""
+
+    reason: str = "crash on request"
+
+
+class InjectedCrash(Exception):
+    """What ``Crash`` raises."""
+
+
+class Surroundings(Protocol):
+    """What a session actor needs of its runtime."""
+
+    store: Store
+    executor: Executor
+    publisher: Publisher
+    clock: Clock
+    rules: Rules
+
+    def entropy(self) -> int: ...
+
+    def actor_died(
+        self, session_id: str, mailbox: Mailbox, error: BaseException, culprit: str | None
+    ) -> None:
+        """The supervisor's business. The mailbox is paused and keeps what waits."""
+        ...
+
+    def actor_ended(self, session_id: str, mailbox: Mailbox, error: UnderstudyError | None) -> None:
+        """The actor stopped for good; what waits is answered with ``error``, or sent again."""
+        ...
+
+    def session_recovered(
+        self, session_id: str, reason: Reason, facts: tuple[AnyFact, ...]
+    ) -> None: ...
+
+    def sessions_deleted(self, session_ids: Sequence[str]) -> None: ...
+
+
+class _Batch:
+    """Decisions that will commit together, and the state they lead to."""
+
+    __slots__ = ("accepted", "effects", "facts", "replies", "requests", "state")
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.facts: list[AnyFact] = []
+        self.effects: list[Effect] = []
+        self.requests: list[Request] = []
+        self.replies: list[tuple[Pending[Any], Any, BaseException | None]] = []
+        self.accepted: set[str] = set()
+
+    def add(self, request: Request, decision: Decision) -> None:
+        self.state = decision.state
+        self.facts += decision.facts
+        self.effects += decision.effects
+        self.requests.append(request)
+        if request.reply is not None:
+            self.replies.append((request.reply, decision.reply, None))
+        for fact in decision.facts:
+            if type(fact) is PromptAccepted:
+                self.accepted.add(fact.info.message_id)
+
+    def refuse(self, request: Request, error: UnderstudyError) -> None:
+        if request.reply is not None:
+            self.replies.append((request.reply, None, error))
+
+    def answer(self) -> None:
+        for reply, value, error in self.replies:
+            if error is None:
+                reply.set(value)
+            else:
+                reply.fail(error)
+
+
+class SessionActor(PooledActor):
+    """The one live writer of a session's rows, for as long as its epoch is the highest."""
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        session_id: str,
+        around: Surroundings,
+        *,
+        state: State | None = None,
+        epoch: int = 0,
+    ) -> None:
+        super().__init__(mailbox)
+        self.session_id = session_id
+        self.state = state
+        self.epoch = epoch
+        self._around = around
+        self._mailbox = mailbox
+        self._batch: _Batch | None = None
+        self._current: Request | None = None
+        self._crashes = 0
+        self._store_failures = 0
+        self._dead = False
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, waits or is asked: the session may be passivated."""
+        state = self.state
+        return (
+            state is not None
+            and self._batch is None
+            and state.turn is None
+            and state.compaction is None
+            and not state.queue
+            and not state.asks
+        )
+
+    # --- receiving -----------------------------------------------------------------------------
+
+    def on_receive(self, message: Any) -> None:
+        """Handle one message. Whatever goes wrong is this session's crash and nobody else's."""
+        if self._dead:
+            return
+        try:
+            if type(message) is Request:
+                self._current = message
+                self._handle(message)
+                self._current = None
+            elif type(message) is Activate:
+                self._activate(message)
+            elif type(message) is Activated:
+                self._recover(message)
+            else:
+                raise TypeError(f"not a message for a session: {message!r}")
+        except BaseException as error:  # noqa: BLE001 - a crash of this actor only
+            self._crash(error)
+
+    def on_yield(self) -> None:
+        """Commit what was decided, before the thread goes back."""
+        if self._dead or self._batch is None:
+            return
+        try:
+            self._commit(self._batch)
+        except BaseException as error:  # noqa: BLE001 - a crash of this actor only
+            self._crash(error)
+
+    def _handle(self, request: Request) -> None:
+        command = request.command
+        if type(command) is Crash:
+            raise InjectedCrash(command.reason)
+        state = self._batch.state if self._batch is not None else self.state
+        assert state is not None, "a session is loaded before it handles commands"
+        if type(command) is Delete:
+            self._delete(request)
+            return
+        if type(command) is Wake:
+            if request.reply is not None:
+                request.reply.set(None)
+            return
+        if self._must_wait(command):
+            # It reads rows that the commit under way may still change.
+            self._mailbox.pause()
+            self._mailbox.put_back(request)
+            return
+        batch = self._batch or _Batch(state)
+        try:
+            decision = self._decide(state, self._enriched(state, command))
+        except UnderstudyError as error:
+            batch.refuse(request, error)
+            if self._batch is None:
+                batch.answer()
+            return
+        batch.add(request, decision)
+        if batch.facts:
+            self._batch = batch
+        else:
+            self._finish(batch)
+
+    def _decide(self, state: State, command: Command) -> Decision:
+        around = self._around
+        moment = Moment(around.clock.wall_ms(), around.entropy())
+        return decide(state, command, moment, around.rules)
+
+    # --- what a decision needs to know from rows ------------------------------------------------
+
+    def _must_wait(self, command: Any) -> bool:
+        if self._batch is None:
+            return False
+        if type(command) is commands.SubmitPrompt:
+            return command.message_id in self._batch.accepted
+        return type(command) in (commands.RevertTo, commands.Reply)
+
+    def _enriched(self, state: State, command: Any) -> Command:
+        """Add what only rows know: whether an id was used, what a revert hides."""
+        read = self._around.store.read
+        replace = msgspec.structs.replace
+        changed: Any = command
+        if type(command) is commands.SubmitPrompt:
+            if command.message_id is not None:
+                known, taken = read.prompt(self.session_id, command.message_id)
+                changed = replace(command, known=known, foreign=taken and known is None)
+            if state.info.revert is not None:
+                hidden = read.positions(self.session_id, state.info.revert.message_id)
+                changed = replace(changed, reverted=hidden or ())
+        elif type(command) is commands.RevertTo:
+            hidden = read.positions(self.session_id, command.message_id)
+            changed = replace(command, found=hidden is not None, hidden=hidden or ())
+        elif type(command) is commands.Reply and command.ask_id not in state.asks:
+            changed = replace(command, known=read.ask(self.session_id, command.ask_id))
+        result: Command = changed
+        return result
+
+    # --- committing ----------------------------------------------------------------------------
+
+    def _commit(self, batch: _Batch) -> None:
+        assert self.state is not None, "a session is loaded before it commits"
+        if any(type(effect) is Cancel for effect in batch.effects):
+            # No text of a turn that is over is published after the news of its end.
+            self._around.publisher.cut(self.session_id)
+        self._mailbox.pause()
+        change = Change(
+            session_id=self.session_id,
+            owner=self._around.store.runtime_id,
+            epoch=self.epoch,
+            seq=self.state.seq,
+            time_ms=self._around.clock.wall_ms(),
+            facts=tuple(batch.facts),
+        )
+        self._around.store.commit(change, self._committed)
+
+    def _committed(self, _result: Any, _events: list[Event], error: BaseException | None) -> None:
+        """The commit's outcome, in the writer's thread. The mailbox is paused, nothing else runs."""
+        batch, self._batch = self._batch, None
+        if self._dead or batch is None:
+            return
+        if error is None:
+            self._store_failures = 0
+            self.state = batch.state
+            self._finish(batch)
+            self._forgive(batch.facts)
+            self._mailbox.resume()
+        elif isinstance(error, SessionFenced):
+            self._lose(batch)
+        elif isinstance(error, UnderstudyError):
+            self._not_stored(batch, error)
+        else:
+            self._crash(error)
+
+    def _finish(self, batch: _Batch) -> None:
+        """What follows a commit: effects, then answers."""
+        if batch.effects:
+            self._around.executor.start(self.session_id, batch.effects)
+        batch.answer()
+
+    def _forgive(self, facts: Sequence[AnyFact]) -> None:
+        if self._crashes and any(
+            type(fact) is PromptSettled and fact.info.outcome == "answered" for fact in facts
+        ):
+            self._crashes = 0
+            self._around.store.forgive(self.session_id)
+
+    def _not_stored(self, batch: _Batch, error: UnderstudyError) -> None:
+        """Nothing was written. Callers are told; what executors said is tried again."""
+        again = [request for request in batch.requests if request.again]
+        for reply, _, refusal in batch.replies:
+            if not any(request.reply is reply for request in again):
+                reply.fail(refusal or error)
+        if isinstance(error, RuntimeClosed) or not again:
+            self._mailbox.resume()
+            return
+        pause_s = _RETRY_PAUSE_S[min(self._store_failures, len(_RETRY_PAUSE_S) - 1)]
+        self._store_failures += 1
+        logger.warning(
+            "Session %s could not be stored (%s); trying again in %g s",
+            self.session_id,
+            error,
+            pause_s,
+        )
+        for request in reversed(again):
+            self._mailbox.put_back(request)
+        self._around.executor.call_later(pause_s, self._mailbox.resume)
+
+    def _lose(self, batch: _Batch) -> None:
+        """Somebody else owns the session, or it is gone. What was asked is asked again of them."""
+        self._dead = True
+        self._around.executor.cancel(self.session_id, "lost")
+        self._around.publisher.cut(self.session_id)
+        for request in reversed(batch.requests):
+            if not request.again:
+                self._mailbox.put_back(request)
+        self._around.actor_ended(self.session_id, self._mailbox, None)
+
+    # --- a new incarnation ---------------------------------------------------------------------
+
+    def _activate(self, message: Activate) -> None:
+        self._mailbox.pause()
+
+        def done(result: Any, _: list[Event], error: BaseException | None) -> None:
+            if self._dead:
+                return
+            if error is None:
+                claimed, record = result
+                self._mailbox.put_first(
+                    Activated(claimed, record, message.reason, message.restarted)
+                )
+            elif isinstance(error, UnderstudyError):
+                self._dead = True
+                self._around.actor_ended(self.session_id, self._mailbox, error)
+            else:
+                self._crash(error)
+
+        self._around.store.acquire(self.session_id, done)
+
+    def _recover(self, message: Activated) -> None:
+        """Load the session and commit its recovery before anything else is handled."""
+        around = self._around
+        info = around.store.read.session(self.session_id)
+        if info is None:
+            raise SessionNotFound(f"No session {self.session_id}", session_id=self.session_id)
+        found = around.store.read.unfinished(self.session_id)
+        record = message.record
+        culprit = None
+        if record is not None:
+            self._crashes = record.consecutive
+            culprit = record.culprit if record.culprit_count >= SET_ASIDE_AT else None
+        self.epoch = message.claimed.epoch
+        self.state = State(info=info, seq=message.claimed.seq)
+        recover = Recover(
+            loaded=Loaded(
+                prompts=tuple(Entry(prompt, mine) for prompt, mine in found.prompts),
+                messages=found.messages,
+                parts=found.parts,
+                markers=found.markers,
+                asks=found.asks,
+                later=found.later,
+                summarised=found.summarised,
+            ),
+            reason=message.reason,
+            epoch=self.epoch,
+            restarted=message.restarted,
+            set_aside=culprit,
+        )
+        decision = self._decide(self.state, recover)
+        batch = _Batch(self.state)
+        done: Pending[Any] = Pending()
+        facts = decision.facts
+        done.then(
+            lambda _: (
+                around.session_recovered(self.session_id, message.reason, facts)
+                if done.error is None
+                else None
+            )
+        )
+        batch.add(Request(recover, done), decision)
+        if facts:
+            self._batch = batch
+            self._mailbox.pause()
+        else:
+            self.state = decision.state
+            self._finish(batch)
+
+    # --- deletion ------------------------------------------------------------------------------
+
+    def _delete(self, request: Request) -> None:
+        """Delete the tree in one transaction; what is committed here comes first."""
+        if self._batch is not None:
+            self._mailbox.pause()
+            self._mailbox.put_back(request)
+            return
+        self._around.publisher.cut(self.session_id)
+        self._mailbox.pause()
+
+        def done(ids: Any, _: list[Event], error: BaseException | None) -> None:
+            if error is None:
+                self._dead = True
+                self._around.sessions_deleted(ids)
+                self._around.actor_ended(
+                    self.session_id,
+                    self._mailbox,
+                    SessionNotFound(
+                        f"Session {self.session_id} was deleted", session_id=self.session_id
+                    ),
+                )
+                if request.reply is not None:
+                    request.reply.set(ids)
+                return
+            if request.reply is not None:
+                request.reply.fail(error)
+            self._mailbox.resume()
+
+        self._around.store.delete_tree(self.session_id, self.epoch, done)
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def _crash(self, error: BaseException) -> None:
+        """Die. Callers of what was not committed are told; the supervisor gets the rest."""
+        if self._dead:
+            return
+        self._dead = True
+        self.actor_stopped.set()
+        self._mailbox.pause()
+        culprit = self._culprit()
+        crash = ActorCrashed(
+            f"The actor of session {self.session_id} crashed: {type(error).__name__}: {error}",
+            session_id=self.session_id,
+        )
+        crash.__cause__ = error
+        if self._current is not None and self._current.reply is not None:
+            self._current.reply.fail(crash)
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            for reply, _, refusal in batch.replies:
+                reply.fail(refusal or crash)
+        self._around.publisher.cut(self.session_id)
+        self._around.executor.cancel(self.session_id, "crash")
+        self._around.actor_died(self.session_id, self._mailbox, error, culprit)
+
+    def _culprit(self) -> str | None:
+        """The prompt that was being worked on, or would be started next."""
+        state = self._batch.state if self._batch is not None else self.state
+        if state is None:
+            return None
+        if state.turn is not None:
+            return state.turn.entry.prompt.message_id
+        return state.queue[0].prompt.message_id if state.queue else None
+
+    def retire(self) -> None:
+        """Stop at once: the session is gone. Late writes are fenced, late messages ignored."""
+        self._dead = True
+        self.actor_stopped.set()
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            gone = SessionNotFound(
+                f"Session {self.session_id} was deleted", session_id=self.session_id
+            )
+            for reply, _, refusal in batch.replies:
+                reply.fail(refusal or gone)
+
+    def give_up(self, error: BaseException, successor: Mailbox) -> None:
+        """Declared dead by the watchdog, from its thread: the handler that hangs is fenced out.
+
+        What waited is in the successor's mailbox already.
+        """
+        self._mailbox = successor
+        self._crash(error)

@@ -1,0 +1,278 @@
+"""Steps and summaries: from an open message to what its session is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from understudy.actors.core import context as contexts
+from understudy.actors.core.commands import CallDraft, StepFailed, StepFinished
+from understudy.actors.core.effects import RunStep, RunSummary
+from understudy.actors.models.protocol import (
+    Model,
+    ModelRequest,
+    ToolCall,
+    ToolSpec,
+    UserText,
+    UserTurn,
+)
+from understudy.actors.streams import Answer, Broken, ModelStream, failure_of
+from understudy.errors import InvalidInput, ModelError, ModelOverflow, StoreError, ToolError
+from understudy.store.records import Failure, TextPart, Tokens
+
+if TYPE_CHECKING:
+    from understudy.actors.executor import Executor
+
+logger = logging.getLogger("understudy.turns")
+
+SUMMARISE: Final = "Summarise the conversation above. Answer with the summary only."
+
+
+class StepRun:
+    """One model call of a turn."""
+
+    def __init__(self, executor: Executor, session_id: str, effect: RunStep) -> None:
+        self._executor = executor
+        self._session_id = session_id
+        self._effect = effect
+
+    async def run(self) -> None:
+        """Report the step's end to its session, whatever it is."""
+        if self._effect.delay_s:
+            await asyncio.sleep(self._effect.delay_s)
+        stream: ModelStream | None = None
+        try:
+            model, request = await self._executor.read(self._prepare)
+            stream = ModelStream(
+                self._executor,
+                model,
+                session_id=self._session_id,
+                message_id=self._effect.message_id,
+            )
+            answer = await stream.call(request)
+            report = self._finished(stream, request, answer)
+        except (Broken, ModelError, StoreError, InvalidInput) as error:
+            self._report(self._failed(stream, error))
+        except Exception as error:
+            logger.exception("A step of session %s failed", self._session_id)
+            self._report(self._failed(stream, error))
+        else:
+            self._report(report)
+
+    def _report(self, command: StepFinished | StepFailed) -> None:
+        self._executor.send(self._session_id, command)
+
+    def _prepare(self) -> tuple[Model, ModelRequest]:
+        """Read the history and build the request. Runs in a reader thread."""
+        executor, rules, prompt = self._executor, self._executor.rules, self._effect.prompt
+        info = executor.info(self._session_id)
+        history = executor.store.read.history(self._session_id)
+        turns = contexts.context(
+            history,
+            revert=info.revert,
+            before=self._effect.message_id,
+            prune=rules.compaction.prune,
+            tool_output=rules.limits.tool_output,
+        )
+        model = executor.model_for(history, self._effect.message_id)
+        request = ModelRequest(
+            session_id=self._session_id,
+            system=prompt.system if prompt.system is not None else executor.system,
+            turns=turns,
+            tools=self._specs(),
+        )
+        if rules.compaction.auto and _request_tokens(request) > rules.usable_tokens:
+            raise ModelOverflow("The conversation does not fit the model's context")
+        return model, request
+
+    def _specs(self) -> tuple[ToolSpec, ...]:
+        wanted = self._effect.prompt.tools or {}
+        every = wanted.get("*", True)
+        return tuple(
+            tool.spec() for name, tool in self._executor.tools.items() if wanted.get(name, every)
+        )
+
+    def _finished(self, stream: ModelStream, request: ModelRequest, answer: Answer) -> StepFinished:
+        parts = stream.parts(ended=True)
+        usage = answer.usage
+        return StepFinished(
+            message_id=self._effect.message_id,
+            parts=tuple(parts),
+            calls=tuple(self._drafts(answer.calls)),
+            finish=answer.finish,
+            tokens=usage.tokens if usage is not None else _estimate(request, parts, answer.calls),
+            cost=usage.cost if usage is not None else 0.0,
+        )
+
+    def _drafts(self, calls: Sequence[ToolCall]) -> list[CallDraft]:
+        drafts = []
+        seen: set[str] = set()
+        for call in calls:
+            call_id = call.call_id or f"call_{len(seen) + 1}"
+            while call_id in seen:
+                call_id += "_"
+            seen.add(call_id)
+            drafts.append(self._draft(call, call_id))
+        return drafts
+
+    def _draft(self, call: ToolCall, call_id: str) -> CallDraft:
+        """Check a call; what cannot run is told to the model as the call's error."""
+        tool = self._executor.tools.get(call.tool)
+        part_id = self._executor.new_id("prt")
+        signature = f"{call.tool}\0{call.arguments}"
+        if tool is None:
+            known = ", ".join(self._executor.tools) or "none"
+            return CallDraft(
+                part_id=part_id,
+                call_id=call_id,
+                tool=call.tool,
+                input={"_raw": call.arguments},
+                signature=signature,
+                problem=f"There is no tool called {call.tool!r}. Tools: {known}.",
+            )
+        given = tool.raw_input(call.arguments)
+        problem: str | None = None
+        patterns: tuple[str, ...] = ()
+        always: tuple[str, ...] = ()
+        try:
+            parsed = tool.parse(call.arguments)
+            if tool.permission is not None:
+                patterns, always = tool.patterns(parsed), tool.always(parsed)
+        except ToolError as error:
+            problem = str(error)
+        except Exception as error:
+            logger.exception("Tool %s could not check its input", call.tool)
+            problem = f"{type(error).__name__}: {error}"
+        return CallDraft(
+            part_id=part_id,
+            call_id=call_id,
+            tool=call.tool,
+            input=given,
+            signature=signature,
+            problem=problem,
+            permission=tool.permission,
+            patterns=patterns,
+            always=always,
+            idempotent=tool.idempotent,
+        )
+
+    def _failed(self, stream: ModelStream | None, error: Exception) -> StepFailed:
+        parts = tuple(stream.parts(ended=True)) if stream is not None else ()
+        cause = error.error if isinstance(error, Broken) else error
+        return StepFailed(
+            message_id=self._effect.message_id,
+            parts=parts,
+            failure=failure_of(cause),
+            transient=isinstance(error, Broken),
+            overflow=isinstance(cause, ModelOverflow),
+        )
+
+
+class SummaryRun:
+    """The summary of one compaction, in as many model calls as the history needs."""
+
+    def __init__(self, executor: Executor, session_id: str, effect: RunSummary) -> None:
+        self._executor = executor
+        self._session_id = session_id
+        self._effect = effect
+
+    async def run(self) -> None:
+        try:
+            report: StepFinished | StepFailed = await self._summarise()
+        except (Broken, ModelError, StoreError) as error:
+            report = self._failed(failure_of(error.error if isinstance(error, Broken) else error))
+        except Exception as error:
+            logger.exception("A compaction of session %s failed", self._session_id)
+            report = self._failed(failure_of(error))
+        self._executor.send(self._session_id, report)
+
+    def _failed(self, failure: Failure) -> StepFailed:
+        return StepFailed(message_id=self._effect.message_id, parts=(), failure=failure)
+
+    def _plan(self) -> tuple[Model, contexts.Plan | None]:
+        executor, rules = self._executor, self._executor.rules
+        history = executor.store.read.history(self._session_id)
+        plan = contexts.plan_compaction(
+            history,
+            tail=rules.compaction.tail,
+            chunk=max(256, rules.usable_tokens // 2),
+            revert=executor.info(self._session_id).revert,
+        )
+        return executor.model_for(history, self._effect.message_id), plan
+
+    async def _summarise(self) -> StepFinished | StepFailed:
+        model, plan = await self._executor.read(self._plan)
+        if plan is None:
+            return self._failed(
+                Failure(name="CompactionError", data={"message": "There is nothing to summarise"})
+            )
+        text, tokens, cost = "", Tokens(), 0.0
+        for number, chunk in enumerate(plan.chunks, 1):
+            stream = ModelStream(
+                self._executor,
+                model,
+                session_id=self._session_id,
+                message_id=self._effect.message_id,
+                show=number == len(plan.chunks),
+            )
+            request = self._request(model, text, chunk, plan)
+            answer = await stream.call(request)
+            parts = stream.parts(ended=True)
+            text = "".join(part.text for part in parts if isinstance(part, TextPart))
+            text = self._bounded(text)
+            used = answer.usage.tokens if answer.usage else _estimate(request, parts, ())
+            tokens = tokens + used
+            cost += answer.usage.cost if answer.usage else 0.0
+        return StepFinished(
+            message_id=self._effect.message_id,
+            parts=_one_text(parts, text),
+            calls=(),
+            finish="stop",
+            tokens=tokens,
+            cost=cost,
+            head_end_id=plan.head_end_id,
+            tail_start_id=plan.tail_start_id,
+            before=plan.before,
+            after=contexts.tokens_of(text) + plan.tail,
+        )
+
+    def _request(self, model: Model, summary: str, chunk: str, plan: contexts.Plan) -> ModelRequest:
+        before = f"Summary of what came before:\n{summary}\n\n" if summary else ""
+        return ModelRequest(
+            session_id=self._session_id,
+            system=contexts.SUMMARY_SYSTEM,
+            turns=(UserTurn((UserText(f"{before}{chunk}\n\n{SUMMARISE}"),)),),
+            max_output_tokens=min(model.output_limit, max(512, plan.before // 2)),
+            purpose="summary",
+        )
+
+    def _bounded(self, text: str) -> str:
+        """A summary never grows beyond an eighth of what a request may hold."""
+        limit = max(2_000, self._executor.rules.usable_tokens // 8 * 4)
+        return text if len(text) <= limit else text[:limit] + " […]"
+
+
+def _one_text(parts: Sequence[Any], text: str) -> tuple[TextPart, ...]:
+    """The summary as one part, under the id its live text had."""
+    first = next((part for part in parts if isinstance(part, TextPart)), None)
+    return (msgspec.structs.replace(first, text=text),) if first is not None else ()
+
+
+def _request_tokens(request: ModelRequest) -> int:
+    tools = sum(
+        contexts.tokens_of(spec.description) + contexts.tokens_of(str(spec.parameters))
+        for spec in request.tools
+    )
+    return contexts.tokens_of(request.system) + tools + contexts.tokens_of_turns(request.turns)
+
+
+def _estimate(request: ModelRequest, parts: Sequence[Any], calls: Sequence[ToolCall]) -> Tokens:
+    """For models that do not count."""
+    given = _request_tokens(request)
+    said = sum(contexts.tokens_of(part.text) for part in parts)
+    said += sum(contexts.tokens_of(call.arguments) for call in calls)
+    return Tokens(total=given + said, input=given, output=said)

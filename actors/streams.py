@@ -1,0 +1,359 @@
+"""Model streams: one model call with its retries, its live text and its deadline for silence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_any,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from understudy.actors.core.commands import StepProgress, StepRetrying, StreamedPart
+from understudy.actors.models.protocol import (
+    Finish,
+    Model,
+    ModelRequest,
+    ReasoningDelta,
+    TextDelta,
+    ToolCall,
+    Usage,
+)
+from understudy.actors.pending import Pending
+from understudy.errors import ModelError, ModelUnavailable
+from understudy.store.events import PartDelta
+from understudy.store.records import Failure, ReasoningPart, Span, TextPart
+
+if TYPE_CHECKING:
+    from understudy.actors.executor import Executor
+
+logger = logging.getLogger("understudy.models")
+
+FLUSH_EVERY_S: Final = 1.0
+MAX_RETRY_AFTER_S: Final = 300.0
+
+
+class Broken(Exception):
+    """The stream failed after output that was already shown; ``error`` says how."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Answer(msgspec.Struct):
+    """What a model call gave, complete."""
+
+    calls: list[ToolCall]
+    usage: Usage | None = None
+    finish: str = ""
+
+
+class _Text:
+    """One open text or reasoning part."""
+
+    __slots__ = ("kind", "opened", "part_id", "pieces", "shown", "size", "start")
+
+    def __init__(self, part_id: str, kind: type[StreamedPart], start: int) -> None:
+        self.part_id = part_id
+        self.kind = kind
+        self.start = start
+        self.pieces: list[str] = []
+        self.size = 0  # characters received
+        self.shown = 0  # characters published, in rows or deltas
+        self.opened = False  # its row is committed, deltas may follow
+
+    def text(self) -> str:
+        if len(self.pieces) > 1:
+            self.pieces = ["".join(self.pieces)]
+        return self.pieces[0] if self.pieces else ""
+
+
+class ModelStream:
+    """Calls a model for an open message, showing its text as it comes.
+
+    Text is published as deltas once its part's row is committed, and flushed to the row every
+    ``FLUSH_EVERY_S``. Retries happen only before anything was shown.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        model: Model,
+        *,
+        session_id: str,
+        message_id: str,
+        show: bool = True,
+    ) -> None:
+        self.session_id = session_id
+        self._executor = executor
+        self._model = model
+        self._message_id = message_id
+        self._show = show
+        self._texts: list[_Text] = []
+        self._flushing = False
+        self._flush_timer: asyncio.Handle | None = None
+        self._soon = False
+
+    # --- the call ------------------------------------------------------------------------------
+
+    async def call(self, request: ModelRequest) -> Answer:
+        """The model's whole answer.
+
+        Raises ``ModelError`` (of which ``ModelUnavailable`` after the last retry), or ``Broken``.
+        """
+        if self._show:
+            self._executor.publisher.attach(self)
+        try:
+            async for attempt in self._policy():
+                with attempt:
+                    return await self._attempt(request)
+            raise AssertionError("tenacity answers or raises")
+        finally:
+            if self._flush_timer is not None:
+                self._flush_timer.cancel()
+            self._executor.publisher.detach(self)
+
+    def _policy(self) -> AsyncRetrying:
+        limits = self._executor.rules.limits
+        return AsyncRetrying(
+            retry=retry_if_exception_type(ModelUnavailable),
+            stop=stop_any(
+                stop_after_attempt(limits.model_attempts), stop_before_delay(limits.retry_s)
+            ),
+            wait=_pause,
+            before_sleep=self._report_retry,
+            sleep=asyncio.sleep,
+            reraise=True,
+        )
+
+    def _report_retry(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        pause_s = state.upcoming_sleep
+        self._executor.send(
+            self.session_id,
+            StepRetrying(
+                message_id=self._message_id,
+                attempt=state.attempt_number,
+                failure=failure_of(error or ModelUnavailable()),
+                next_ms=self._executor.clock.wall_ms() + int(pause_s * 1000),
+            ),
+        )
+
+    async def _attempt(self, request: ModelRequest) -> Answer:
+        self._texts.clear()
+        try:
+            async with _Silence(self._executor.rules.limits.stream_idle_s) as silence:
+                return await self._consume(self._model.stream(request), silence)
+        except ModelError as error:
+            if isinstance(error, ModelUnavailable) and self._texts and self._show:
+                raise Broken(error) from error
+            raise
+        except Exception as error:
+            logger.exception("Model %s failed", self._model.model_id)
+            raise ModelError(f"{type(error).__name__}: {error}") from error
+
+    async def _consume(self, stream: AsyncIterator[Any], silence: _Silence) -> Answer:
+        answer = Answer([])
+        try:
+            async for event in stream:
+                silence.broken()
+                match event:
+                    case TextDelta(text):
+                        self._append(TextPart, text)
+                    case ReasoningDelta(text):
+                        self._append(ReasoningPart, text)
+                    case ToolCall():
+                        answer.calls.append(event)
+                    case Usage():
+                        answer.usage = event
+                    case Finish(reason):
+                        answer.finish = reason
+                    case _:
+                        raise ModelError(f"The model sent {type(event).__name__}, not an event")
+        finally:
+            if (aclose := getattr(stream, "aclose", None)) is not None:
+                await aclose()
+        if not answer.finish:
+            raise ModelUnavailable("The model's stream ended without a finish")
+        return answer
+
+    # --- live text -----------------------------------------------------------------------------
+
+    def _append(self, kind: type[StreamedPart], text: str) -> None:
+        if not isinstance(text, str):
+            raise ModelError(f"The model sent {type(text).__name__} as text")
+        last = self._texts[-1] if self._texts else None
+        if last is None or last.kind is not kind:
+            last = _Text(self._executor.new_id("prt"), kind, self._executor.clock.wall_ms())
+            self._texts.append(last)
+        open_text = last
+        if open_text.opened:
+            self._executor.publisher.delta(self, lambda: self._grow(open_text, text))
+        else:
+            open_text.pieces.append(text)
+            open_text.size += len(text)
+        if self._show:
+            self._schedule_flush(soon=not open_text.opened)
+
+    def _schedule_flush(self, *, soon: bool) -> None:
+        if self._flushing:
+            return
+        loop = asyncio.get_running_loop()
+        if soon:
+            # An answer that is there at once needs no flush: it is committed whole.
+            if not self._soon:
+                self._soon = True
+                if self._flush_timer is not None:
+                    self._flush_timer.cancel()
+                self._flush_timer = loop.call_soon(self._flush)
+        elif self._flush_timer is None:
+            self._flush_timer = loop.call_later(FLUSH_EVERY_S, self._flush)
+
+    def _grow(self, open_text: _Text, text: str) -> PartDelta | None:
+        """Append under the publisher's lock, so that a joining subscriber misses nothing."""
+        offset = open_text.shown
+        open_text.pieces.append(text)
+        open_text.size += len(text)
+        if offset < open_text.size - len(text):
+            text = open_text.text()[offset:]
+        open_text.shown = open_text.size
+        return self._delta(open_text, text, offset)
+
+    def _delta(self, open_text: _Text, text: str, offset: int) -> PartDelta:
+        return PartDelta(
+            session_id=self.session_id,
+            message_id=self._message_id,
+            part_id=open_text.part_id,
+            field="text",
+            delta=text,
+            offset=offset,
+        )
+
+    def text_so_far(self) -> list[PartDelta]:
+        return [
+            self._delta(open_text, open_text.text(), 0)
+            for open_text in self._texts
+            if open_text.opened and open_text.size
+        ]
+
+    def _flush(self) -> None:
+        """Commit what has been received; one flush at a time is under way."""
+        self._flush_timer = None
+        self._soon = False
+        self._flushing = True
+        sizes = [(text, text.size) for text in self._texts]
+        done: Pending[Any] = Pending()
+        loop = asyncio.get_running_loop()
+
+        def committed(_: Pending[Any]) -> None:
+            try:
+                loop.call_soon_threadsafe(self._flushed, sizes)
+            except RuntimeError:
+                pass  # the runtime closed meanwhile
+
+        done.then(committed)
+        self._executor.send(
+            self.session_id,
+            StepProgress(message_id=self._message_id, parts=tuple(self.parts(ended=False))),
+            done,
+        )
+
+    def _flushed(self, sizes: list[tuple[_Text, int]]) -> None:
+        self._flushing = False
+        for open_text, size in sizes:
+            open_text.opened = True
+            open_text.shown = max(open_text.shown, size)
+            if open_text.shown < open_text.size:
+                self._executor.publisher.delta(self, partial(self._grow, open_text, ""))
+        if any(not open_text.opened for open_text in self._texts):
+            self._schedule_flush(soon=True)
+
+    def parts(self, *, ended: bool) -> list[StreamedPart]:
+        """The text as parts; all but the last are at their end anyway."""
+        now = self._executor.clock.wall_ms()
+        parts: list[StreamedPart] = []
+        for open_text in self._texts:
+            over = ended or open_text is not self._texts[-1]
+            parts.append(
+                open_text.kind(
+                    id=open_text.part_id,
+                    session_id=self.session_id,
+                    message_id=self._message_id,
+                    text=open_text.text(),
+                    time=Span(
+                        start=open_text.start,
+                        end=max(now, open_text.start) if over else None,
+                    ),
+                )
+            )
+        return parts
+
+
+class _Silence:
+    """Breaks the block off when nothing came for a while. Much cheaper than a timeout each."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._loop = asyncio.get_running_loop()
+        self._last_s = 0.0
+        self._expired = False
+
+    def broken(self) -> None:
+        self._last_s = self._loop.time()
+
+    async def __aenter__(self) -> _Silence:
+        self._task = asyncio.current_task()
+        self._last_s = self._loop.time()
+        self._timer = self._loop.call_later(self._limit_s, self._look)
+        return self
+
+    def _look(self) -> None:
+        left_s = self._last_s + self._limit_s - self._loop.time()
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._look)
+        elif self._task is not None:
+            self._expired = True
+            self._task.cancel()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        if (
+            self._expired
+            and self._task is not None
+            and self._task.uncancel() <= 0
+            and kind is asyncio.CancelledError
+        ):
+            raise ModelUnavailable(f"The model said nothing for {self._limit_s:g} s")
+
+
+def _pause(state: RetryCallState) -> float:
+    """What the provider asks for, within reason; else exponential. Always with jitter."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    jittered: float = wait_random_exponential(multiplier=0.5, max=30)(state)
+    asked = getattr(error, "retry_after_s", None)
+    if isinstance(asked, int | float) and asked > 0:
+        return min(float(asked), MAX_RETRY_AFTER_S) + min(1.0, jittered)
+    return jittered
+
+
+def failure_of(error: BaseException) -> Failure:
+    """An error as it is kept on a message, in OpenCode's shape."""
+    data: dict[str, Any] = {"message": str(error) or type(error).__name__}
+    if isinstance(error, ModelError):
+        status_code = error.data.get("status_code")
+        if status_code is not None:
+            data["statusCode"] = status_code
+        data["isRetryable"] = isinstance(error, ModelUnavailable)
+        return Failure(name="APIError", data=data)
+    return Failure(name="UnknownError", data=data)

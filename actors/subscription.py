@@ -1,0 +1,232 @@
+"""Subscriptions: the event stream as an iterator, from any cursor, without gap or duplicate.
+
+A subscription replays the journal from its cursor, then follows live. Its buffer is bounded: one
+that falls behind drops the buffer, is told so by an ``events.overflow`` event with its last cursor,
+and catches up from the journal. It never slows a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from understudy.errors import InvalidInput
+from understudy.store.events import Event, Fact
+
+if TYPE_CHECKING:
+    from understudy.actors.publisher import Publisher
+
+OVERFLOW: Final = "events.overflow"
+GAP: Final = "events.gap"
+_PAGE: Final = 500
+
+
+class EventsOverflow(Fact, frozen=True, kw_only=True):
+    """The subscriber fell behind; live deltas after ``cursor`` were dropped, facts follow."""
+
+    type: ClassVar[str] = OVERFLOW
+    cursor: int
+    dropped: int
+
+
+class EventsGap(Fact, frozen=True, kw_only=True):
+    """The journal no longer reaches back to the cursor asked for; ``oldest`` comes next."""
+
+    type: ClassVar[str] = GAP
+    after: int
+    oldest: int
+
+
+class Subscription:
+    """Events in order. Iterate it in a thread or with ``async for``; close it when done.
+
+    Iteration ends when it is closed or the runtime closes.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        *,
+        after: int | None = None,
+        session_id: str | None = None,
+        types: frozenset[str] | None = None,
+        deltas: bool = True,
+        limit: int = 10_000,
+    ) -> None:
+        if limit < 1:
+            raise InvalidInput("a buffer holds at least one event", field="limit")
+        self.session_id = session_id
+        self.types = types
+        self.deltas = deltas
+        self._publisher = publisher
+        self._limit = limit
+        self._condition = threading.Condition(threading.Lock())
+        self._buffer: deque[Event] = deque()
+        self._replay: deque[Event] = deque()
+        self._behind = False
+        self._dropped = 0
+        self._closed = False
+        self._wakers: list[Callable[[], None]] = []
+        self.cursor = publisher.cursor if after is None else after
+        self._behind = after is not None
+        publisher.add(self)
+        if after is not None:
+            self._note_gap(after)
+
+    def _note_gap(self, after: int) -> None:
+        oldest, _ = self._publisher.journal.cursors()
+        if oldest > after + 1 and after >= 0 and oldest > 1:
+            fact = EventsGap(session_id=self.session_id or "", after=after, oldest=oldest)
+            self._replay.append(Event(GAP, fact.session_id, None, None, 0, fact))
+
+    # --- from the publisher --------------------------------------------------------------------
+
+    def push(self, events: Sequence[Event]) -> None:
+        """Take events that were just committed, or a live delta. Never blocks."""
+        with self._condition:
+            if self._closed:
+                return
+            if not self._behind:
+                if len(self._buffer) + len(events) > self._limit:
+                    self._dropped = len(self._buffer) + len(events)
+                    self._buffer.clear()
+                    self._behind = True
+                else:
+                    self._buffer.extend(events)
+            self._wake()
+
+    def _wake(self) -> None:
+        self._condition.notify_all()
+        wakers, self._wakers = self._wakers, []
+        for waker in wakers:
+            waker()
+
+    # --- taking --------------------------------------------------------------------------------
+
+    def poll(self) -> Event | None:
+        """The next event, or None if there is none yet. May read the journal."""
+        while True:
+            if self._replay:
+                event = self._replay.popleft()
+            else:
+                with self._condition:
+                    behind = self._behind
+                    if not behind:
+                        if not self._buffer:
+                            return None
+                        event = self._buffer.popleft()
+                if behind:
+                    self._catch_up()
+                    continue
+            if event.cursor is not None:
+                if event.cursor <= self.cursor:
+                    continue
+                self.cursor = event.cursor
+            if self.types is None or event.type in self.types or event.type in (OVERFLOW, GAP):
+                return event
+
+    def _catch_up(self) -> None:
+        """Read a page of the journal; when the end is near, follow live again."""
+        with self._condition:
+            if self._dropped:
+                fact = EventsOverflow(
+                    session_id=self.session_id or "", cursor=self.cursor, dropped=self._dropped
+                )
+                self._replay.append(Event(OVERFLOW, fact.session_id, None, None, 0, fact))
+                self._dropped = 0
+            # From here on live events are buffered; what the page also has is skipped later.
+            self._behind = False
+        page = self._publisher.journal.events(
+            after=self.cursor, limit=_PAGE, session_id=self.session_id
+        )
+        self._replay.extend(page)
+        if len(page) == _PAGE:
+            with self._condition:
+                self._buffer.clear()
+                self._behind = True
+            return
+        if self.deltas:
+            self._replay.extend(self._publisher.live_text(self.session_id))
+
+    def next(self, timeout_s: float | None = None) -> Event | None:
+        """Wait for the next event; None after ``timeout_s``, or at the end."""
+        while True:
+            event = self.poll()
+            if event is not None:
+                return event
+            with self._condition:
+                if self._buffer or self._behind:
+                    continue
+                if self._closed or not self._condition.wait(timeout_s):
+                    return None
+
+    async def next_async(self) -> Event | None:
+        """Wait for the next event in this event loop; None at the end."""
+        loop = asyncio.get_running_loop()
+        while True:
+            event = self.poll() if not self._behind else await asyncio.to_thread(self.poll)
+            if event is not None:
+                return event
+            woken = loop.create_future()
+            with self._condition:
+                if self._buffer or self._behind:
+                    continue
+                if self._closed:
+                    return None
+                self._wakers.append(lambda: _wake_loop(loop, woken))
+            await woken
+
+    def __iter__(self) -> Iterator[Event]:
+        while (event := self.next()) is not None:
+            yield event
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while (event := await self.next_async()) is not None:
+            yield event
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the stream; what is buffered can still be taken. Safe to repeat."""
+        self._publisher.remove(self)
+        with self._condition:
+            self._closed = True
+            self._wake()
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Subscription:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _wake_loop(loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:
+    try:
+        loop.call_soon_threadsafe(_settle, woken)
+    except RuntimeError:
+        pass  # the loop that waited is closed
+
+
+def _settle(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)

@@ -1,0 +1,166 @@
+"""Upkeep: what has to be done every now and then, in one thread.
+
+Renews the lease, passivates idle sessions, publishes what other processes committed, recovers what
+dead ones left, trims the journal, and watches: a hang is a crash that does not know it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from understudy.actors.core.commands import ExecutionLost
+from understudy.actors.core.state import State
+from understudy.actors.pool import ThreadPool
+from understudy.actors.session_actor import SessionActor
+from understudy.errors import InternalError, UnderstudyError
+from understudy.store.lease import RENEW_S
+from understudy.store.records import ToolPart, ToolRunning
+
+if TYPE_CHECKING:
+    from understudy.actors.registry import Registry
+    from understudy.actors.runtime import Runtime
+    from understudy.store.journal import Retention
+
+logger = logging.getLogger("understudy.upkeep")
+
+TICK_S: Final = 0.5
+PASSIVATE_EVERY_S: Final = 2.0
+ORPHANS_EVERY_S: Final = 3.0
+WATCH_EVERY_S: Final = 1.0
+TRIM_EVERY_S: Final = 60.0
+
+
+class Upkeep:
+    """A thread that calls ``tick``; tests call it themselves."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        registry: Registry,
+        pool: ThreadPool,
+        *,
+        passivate_after_s: float,
+        handler_limit_s: float,
+        retention: Retention,
+    ) -> None:
+        self._runtime = runtime
+        self._registry = registry
+        self._pool = pool
+        self._passivate_after_s = passivate_after_s
+        self._handler_limit_s = handler_limit_s
+        self._retention = retention
+        self._suspects: set[tuple[str, str]] = set()
+        self._due: dict[Callable[[], None], float] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="understudy-upkeep", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(5.0)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(TICK_S):
+            self.tick()
+
+    def tick(self) -> None:
+        """Do what is due."""
+        now = self._runtime.clock.monotonic_s()
+        for duty, every_s in (
+            (self._renew, RENEW_S),
+            (self._hung_handlers, WATCH_EVERY_S),
+            (self._lost_executions, WATCH_EVERY_S),
+            (self._foreign_events, TICK_S),
+            (self._passivate, PASSIVATE_EVERY_S),
+            (self._orphans, ORPHANS_EVERY_S),
+            (self._trim, TRIM_EVERY_S),
+        ):
+            if now < self._due.get(duty, now):
+                continue
+            self._due[duty] = now + every_s
+            try:
+                duty()
+            except UnderstudyError as error:
+                logger.warning("Upkeep put off: %s", error)
+            except Exception:
+                logger.exception("Upkeep failed")
+
+    # --- the duties ----------------------------------------------------------------------------
+
+    def _renew(self) -> None:
+        self._runtime.store.renew_lease()
+
+    def _passivate(self) -> None:
+        if self._runtime.restart.restart == "permanent":
+            return
+        dropped = self._registry.passivate(self._passivate_after_s)
+        if dropped:
+            self._runtime.store.release(dropped)
+
+    def _foreign_events(self) -> None:
+        """Events that other processes committed."""
+        if len(self._runtime.store.read.runtimes()) > 1:
+            self._runtime.publisher.poll()
+
+    def _orphans(self) -> None:
+        """Sessions of runtimes that died while this one lives."""
+        others = {each[0] for each in self._runtime.store.read.runtimes()} - {self._runtime.id}
+        if others:
+            self._runtime.recover_orphans()
+
+    def _trim(self) -> None:
+        self._runtime.store.trim_journal(self._retention)
+
+    # --- the watchdog --------------------------------------------------------------------------
+
+    def _hung_handlers(self) -> None:
+        """Replace actors whose handler does not come back, and the threads under them."""
+        for mailbox in self._pool.hung(self._handler_limit_s):
+            actor = mailbox.actor
+            replaced = self._registry.replace(mailbox)
+            if replaced is None or not isinstance(actor, SessionActor):
+                continue
+            session_id, fresh = replaced
+            logger.error("The actor of session %s hangs; replacing it", session_id)
+            actor.give_up(
+                InternalError(f"A handler ran for more than {self._handler_limit_s:g} s"), fresh
+            )
+
+    def _lost_executions(self) -> None:
+        """Close open steps that nobody works for, seen twice in a row."""
+        suspects = set()
+        for actor in self._registry.actors():
+            if actor.state is None:
+                continue
+            for key, message_id in _work_of(actor.state):
+                if self._runtime.executor.is_running(actor.session_id, key):
+                    continue
+                if (actor.session_id, key) in self._suspects:
+                    logger.error("Nothing works for %s of %s", key, actor.session_id)
+                    self._runtime.tell_live(actor.session_id, ExecutionLost(message_id=message_id))
+                else:
+                    suspects.add((actor.session_id, key))
+        self._suspects = suspects
+
+
+def _work_of(state: State) -> list[tuple[str, str]]:
+    """What should be running for a session: (id of the message or part, id of the message)."""
+    if state.compaction is not None and state.compaction.summary is not None:
+        message_id = state.compaction.summary.message.id
+        return [(message_id, message_id)]
+    step = state.turn.step if state.turn is not None else None
+    if step is None:
+        return []
+    if step.message.finish is None:
+        return [(step.message.id, step.message.id)]
+    return [
+        (part.id, step.message.id)
+        for part in step.parts.values()
+        if isinstance(part, ToolPart) and isinstance(part.state, ToolRunning)
+    ]

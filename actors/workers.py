@@ -1,0 +1,86 @@
+"""Threads for synchronous tools: bounded, daemons, and not held up by a tool that never returns."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final
+
+logger = logging.getLogger("understudy.tools")
+
+_LINGER_S: Final = 10.0
+
+
+class Workers:
+    """Runs functions on up to ``limit`` threads, made on demand and ended when idle.
+
+    A function its caller gave up on (``abandon``) no longer counts against the limit: the thread
+    under it ends when the function does, and does not keep the process alive.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._idle = 0
+        self._waiting = 0
+        self._abandoned: set[int] = set()
+        self._closed = False
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run ``job`` soon. It must not raise."""
+        with self._lock:
+            self._waiting += 1
+            if self._waiting > self._idle and self._threads < self._limit:
+                self._threads += 1
+                self._start_thread()
+        self._jobs.put(job)
+
+    def _start_thread(self) -> None:
+        threading.Thread(target=self._run, name="understudy-tool", daemon=True).start()
+
+    def _run(self) -> None:
+        me = threading.get_ident()
+        while True:
+            with self._lock:
+                self._idle += 1
+            try:
+                job = self._jobs.get(timeout=_LINGER_S)
+            except queue.Empty:
+                job = None
+            with self._lock:
+                self._idle -= 1
+                if job is None:
+                    if self._waiting and not self._closed:
+                        continue  # a job was handed in at this very moment
+                    self._threads -= 1
+                    return
+                self._waiting -= 1
+            try:
+                job()
+            except BaseException:
+                logger.exception("A job let an exception escape")
+            with self._lock:
+                if me in self._abandoned:
+                    self._abandoned.discard(me)
+                    return
+
+    def abandon(self, thread_id: int) -> None:
+        """Stop counting a thread whose job nobody waits for any more."""
+        with self._lock:
+            if thread_id not in self._abandoned:
+                self._abandoned.add(thread_id)
+                self._threads -= 1
+                if self._waiting > self._idle and self._threads < self._limit:
+                    self._threads += 1
+                    self._start_thread()
+
+    def close(self) -> None:
+        """Let idle threads end now."""
+        with self._lock:
+            self._closed = True
+            for _ in range(self._idle):
+                self._jobs.put(None)
