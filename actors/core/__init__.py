@@ -9,7 +9,9 @@ be written comes out as facts, what is to be done as effects.
     draft       a decision in the making
     decide      the one entrance: a command to its handler
     prompts     accept, queue, steer, interrupt, settle
-    turns       steps, tool calls, ends of turns
+    turns       steps and ends of turns
+    calls       tool calls
+    open_parts  what may still be written to, and how it ends
     asks        permissions and questions
     compaction  markers, summaries, tails
     recovery    what makes a session whole again

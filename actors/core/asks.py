@@ -6,7 +6,7 @@ import re
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from understudy.actors.core import turns
+from understudy.actors.core import calls, turns
 from understudy.actors.core.commands import CallDraft, OpenAsk, Reply
 from understudy.actors.core.draft import Draft, replace
 from understudy.actors.core.effects import ResolveAsk
@@ -21,8 +21,6 @@ from understudy.store.records import (
     AnyPart,
     Ask,
     PermissionRule,
-    Span,
-    ToolFailed,
     ToolPart,
     ToolPending,
     ToolRunning,
@@ -68,20 +66,16 @@ def ask_before(d: Draft, part: ToolPart, call: CallDraft) -> None:
 
 def open_ask(d: Draft, command: OpenAsk) -> None:
     """A running tool asks. Rules answer at once where they can."""
-    turn = d.turn
-    step = turn.step if turn is not None else None
-    part = step.parts.get(command.part_id) if step is not None else None
-    if (
-        turn is None
-        or step is None
-        or not isinstance(part, ToolPart)
-        or not isinstance(part.state, ToolRunning)
-    ):
+    found = calls.running_call(d, command.part_id)
+    if found is None:
         d.start(ResolveAsk(ask=replace(command.ask, replied="closed")))
         return
+    part, _ = found
+    assert d.turn is not None and d.turn.step is not None, "a call belongs to an open step"
+    step = d.turn.step
     if command.ask.id in step.asked:
         return
-    d.turn = replace(turn, step=replace(step, asked=step.asked | {command.ask.id}))
+    d.turn = replace(d.turn, step=replace(step, asked=step.asked | {command.ask.id}))
     ask = replace(
         command.ask, session_id=d.session_id, message_id=part.message_id, call_id=part.call_id
     )
@@ -140,7 +134,11 @@ def reply(d: Draft, command: Reply) -> Ask:
     if command.reply == "always":
         _remember(d, ask)
     if part is not None and isinstance(part.state, ToolPending):
-        _decide_pending(d, part, granted=command.reply != "reject", feedback=command.feedback)
+        if command.reply != "reject":
+            calls.run_call(d, part)
+        else:
+            said = f" They said: {command.feedback}" if command.feedback else ""
+            calls.refuse_call(d, part, REJECTED + said)
     if command.reply == "always":
         _grant_covered(d)
     if command.reply == "reject" and not command.feedback and ask.kind == "permission":
@@ -160,16 +158,6 @@ def _not_open(d: Draft, command: Reply) -> Exception:
     return AskNotFound(
         f"No such request: {command.ask_id}", session_id=d.session_id, ask_id=command.ask_id
     )
-
-
-def _decide_pending(d: Draft, part: ToolPart, *, granted: bool, feedback: str | None) -> None:
-    if granted:
-        turns.run_call(d, part)
-        return
-    error = REJECTED if not feedback else f"{REJECTED} They said: {feedback}"
-    state = ToolFailed(input=part.state.input, error=error, time=Span(start=d.now, end=d.now))
-    assert d.turn is not None, "a pending call belongs to a running turn"
-    d.turn = replace(d.turn, step=turns.put_part(d, d.turn.step, replace(part, state=state)))
 
 
 def _remember(d: Draft, ask: Ask) -> None:
@@ -197,7 +185,7 @@ def _grant_covered(d: Draft) -> None:
             part = find_call(d, ask)
             _close(d, ask, "once")
             if part is not None and isinstance(part.state, ToolPending):
-                turns.run_call(d, part)
+                calls.run_call(d, part)
 
 
 def _end_after_reject(d: Draft) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from understudy.actors.core import prompts, turns
+from understudy.actors.core import open_parts, prompts, turns
 from understudy.actors.core.commands import (
     Reason,
     RequestCompaction,
@@ -172,7 +172,7 @@ def restart(d: Draft) -> None:
 def summary_progress(d: Draft, command: StepProgress | StepFinished | StepFailed) -> Step:
     active = d.compaction
     assert active is not None and active.summary is not None, "a summary belongs to its marker"
-    step = turns.put_texts(d, active.summary, command.parts)
+    step = open_parts.put_texts(d, active.summary, command.parts)
     d.compaction = replace(active, summary=step)
     return step
 
@@ -181,7 +181,7 @@ def summary_finished(d: Draft, command: StepFinished) -> None:
     """Commit the compaction, if the summary says something and shrinks the context."""
     active = d.compaction
     assert active is not None, "a summary belongs to its marker"
-    step = turns.end_texts(d, summary_progress(d, command))
+    step = open_parts.end_texts(d, summary_progress(d, command))
     d.compaction = replace(active, summary=step)
     text = "".join(part.text for part in step.parts.values() if isinstance(part, TextPart))
     if not text.strip():
@@ -334,7 +334,7 @@ def abandon(d: Draft, reason: Reason) -> None:
     """End the active marker because its session was aborted or reverted."""
     if d.compaction is not None:
         d.start(Cancel(reason=reason))
-        _end(d, reason, turns.failure_of(reason))
+        _end(d, reason, open_parts.failure_of(reason))
 
 
 def abandon_running(d: Draft, reason: Reason) -> None:
@@ -369,4 +369,4 @@ def _close_marker(d: Draft, state: Literal["failed", "stale"], words: str) -> No
 def close_summary(d: Draft, step: Step, reason: Reason, failure: Failure) -> None:
     """An errored summary is terminal: it has both an error and a finish."""
     message = replace(step.message, finish="error")
-    turns.close_step(d, replace(step, message=message), reason, failure)
+    open_parts.close_step(d, replace(step, message=message), reason, failure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from understudy.actors.core import asks, commands, compaction, prompts, recovery, turns
+from understudy.actors.core import asks, calls, commands, compaction, prompts, recovery, turns
 from understudy.actors.core.commands import Command
 from understudy.actors.core.draft import Decision, Draft
 from understudy.actors.core.state import Moment, Rules, State
@@ -23,8 +23,8 @@ _HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
     commands.StepRetrying: turns.step_retrying,
     commands.StepFinished: turns.step_finished,
     commands.StepFailed: turns.step_failed,
-    commands.ToolProgress: turns.tool_progress,
-    commands.ToolFinished: turns.tool_finished,
+    commands.ToolProgress: calls.tool_progress,
+    commands.ToolFinished: calls.tool_finished,
     commands.OpenAsk: asks.open_ask,
     commands.ExecutionLost: turns.execution_lost,
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Final, TypeAlias
 
-from understudy.actors.core import asks, compaction, prompts, turns
+from understudy.actors.core import asks, calls, compaction, open_parts, prompts, turns
 from understudy.actors.core.commands import Reason, Recover
 from understudy.actors.core.draft import Draft, replace
 from understudy.actors.core.state import Compaction, Entry, Step, Turn
@@ -60,7 +60,7 @@ def recover(d: Draft, command: Recover) -> None:
         _close_orphan(d, step, reason)
     for dangling in parts.values():
         for part in dangling.values():
-            turns.close_part(d, part, reason)
+            open_parts.close_part(d, part, reason)
     _close_asks(d)
     _go_on(d)
     if d.status is _UNKNOWN:
@@ -68,11 +68,11 @@ def recover(d: Draft, command: Recover) -> None:
 
 
 def _close_orphan(d: Draft, step: Step, reason: Reason) -> None:
-    failure = turns.failure_of(reason)
+    failure = open_parts.failure_of(reason)
     if step.message.summary:
         compaction.close_summary(d, step, reason, failure)
     else:
-        turns.close_step(d, step, reason, failure)
+        open_parts.close_step(d, step, reason, failure)
 
 
 def _close_asks(d: Draft) -> None:
@@ -160,16 +160,10 @@ def _take_marker(d: Draft, command: Recover, steps: Steps) -> bool:
     summary_ids = [key for key, step in steps.items() if step.message.parent_id == kept.message.id]
     if summary_ids and (d.turn is None or inside):
         d.compaction = replace(kept, summary=steps.pop(summary_ids[-1]))
-    if _set_aside_turn(command) is not None and kept.message.turn == _set_aside_turn(command):
-        compaction.abandon(d, command.reason)
+    closed = {entry.prompt.turn for entry in loaded.prompts} - {None, number}
+    if kept.message.turn in closed:
+        compaction.abandon(d, command.reason)  # it was part of a turn that is set aside
     return inside
-
-
-def _set_aside_turn(command: Recover) -> int | None:
-    for entry in command.loaded.prompts:
-        if entry.prompt.message_id == command.set_aside:
-            return entry.prompt.turn
-    return None
 
 
 # --- continuing --------------------------------------------------------------------------------
@@ -184,11 +178,10 @@ def _continue(d: Draft, command: Recover, *, compacting: bool) -> bool:
         return True
     attempts = turn.entry.prompt.attempts
     resumes = d.rules.on_restart == "resume" and attempts <= d.rules.limits.resume_attempts
-    calls = step.parts.values() if step is not None else ()
-    if any(asks.is_parked(d, part) for part in calls) and not (
-        resumes and any(_may_repeat(part) for part in calls)
-    ):
-        turns.interrupt_calls(d, command.reason)
+    parts = tuple(step.parts.values()) if step is not None else ()
+    repeats = resumes and any(_may_repeat(part) for part in parts)
+    if any(asks.is_parked(d, part) for part in parts) and not repeats:
+        calls.interrupt_calls(d, command.reason)
         return True
     if resumes:
         _resume(d, turn, command.reason)
@@ -208,11 +201,11 @@ def _resume(d: Draft, turn: Turn, reason: Reason) -> None:
     if step is None:
         return
     if step.message.finish is None:
-        turns.close_step(d, step, reason, _STEP_RESTARTED)
+        open_parts.close_step(d, step, reason, _STEP_RESTARTED)
         d.turn = replace(turn, step=None)
         return
     again = {part.id: part for part in step.parts.values() if _may_repeat(part)}
-    turns.interrupt_calls(d, reason, spare=again)
+    calls.interrupt_calls(d, reason, spare=again)
     for part in again.values():
         assert isinstance(part, ToolPart), "only calls are repeated"
-        turns.run_call(d, part, attempt=turn.entry.prompt.attempts)
+        calls.run_call(d, part, attempt=turn.entry.prompt.attempts)

@@ -1,68 +1,37 @@
-"""Turns: steps, tool calls, and the one way a turn ends."""
+"""Turns: model calls in steps, and the one way a turn ends."""
 
 from __future__ import annotations
 
-from collections.abc import Container
-
-from understudy.actors.core import asks, compaction, prompts
+from understudy.actors.core import asks, calls, compaction, open_parts, prompts
 from understudy.actors.core.commands import (
-    CallDraft,
     ExecutionLost,
     Reason,
     StepFailed,
     StepFinished,
     StepProgress,
     StepRetrying,
-    StreamedPart,
-    ToolFinished,
-    ToolProgress,
 )
 from understudy.actors.core.context import distinct_id
 from understudy.actors.core.draft import Draft, replace
-from understudy.actors.core.effects import Cancel, RunStep, RunTool
+from understudy.actors.core.effects import Cancel, RunStep
 from understudy.actors.core.state import Step, Turn
 from understudy.store.events import MessageRemoved, PromptSettled, SessionFailed
 from understudy.store.records import (
-    AnyPart,
     AssistantMessage,
     Failure,
     MessageTime,
     Outcome,
     ReasoningPart,
     RetryPart,
-    Span,
     Status,
     StepFinishPart,
     StepStartPart,
     TextPart,
     Tokens,
-    ToolCompleted,
-    ToolFailed,
     ToolPart,
     ToolPending,
     ToolRunning,
 )
-
-INTERRUPTED = "Tool execution was interrupted ({})"
-
-REASONS: dict[Reason, tuple[str, str]] = {
-    # reason: (error name on the message, words for people)
-    "abort": ("MessageAbortedError", "aborted"),
-    "interrupt": ("MessageAbortedError", "interrupted by a newer prompt"),
-    "close": ("MessageAbortedError", "runtime closed"),
-    "rejected": ("MessageAbortedError", "permission rejected"),
-    "restart": ("InterruptedError", "server restart"),
-    "crash": ("InterruptedError", "session restarted after a crash"),
-    "lost": ("InterruptedError", "execution lost"),
-    "timeout": ("TurnTimeoutError", "turn time limit"),
-    "error": ("UnknownError", "error"),
-}
-
-
-def failure_of(reason: Reason) -> Failure:
-    name, words = REASONS[reason]
-    return Failure(name=name, data={"message": words.capitalize(), "reason": reason})
-
 
 # --- steps -------------------------------------------------------------------------------------
 
@@ -102,14 +71,14 @@ def step_progress(d: Draft, command: StepProgress) -> None:
     if compaction.summarising(d, command.message_id):
         compaction.summary_progress(d, command)
     elif step := streaming(d, command.message_id):
-        _put_step(d, put_texts(d, step, command.parts))
+        open_parts.put_step(d, open_parts.put_texts(d, step, command.parts))
     else:
         return
     d.set_busy()
 
 
 def step_retrying(d: Draft, command: StepRetrying) -> None:
-    if step := streaming(d, command.message_id):
+    if streaming(d, command.message_id):
         part = RetryPart(
             id=d.new_id("prt"),
             session_id=d.session_id,
@@ -118,7 +87,7 @@ def step_retrying(d: Draft, command: StepRetrying) -> None:
             error=command.failure,
             time=MessageTime(created=d.now),
         )
-        _put_step(d, put_part(d, step, part))
+        open_parts.put_part(d, part)
     elif not compaction.summarising(d, command.message_id):
         return
     d.set_status(
@@ -139,7 +108,7 @@ def step_finished(d: Draft, command: StepFinished) -> None:
     if d.turn is None or step is None:
         return
     d.set_busy()
-    step = end_texts(d, put_texts(d, step, command.parts))
+    step = open_parts.end_texts(d, open_parts.put_texts(d, step, command.parts))
     # A crash from here on leaves a message whose calls are known: ``finish`` says so.
     message = replace(
         step.message,
@@ -154,99 +123,7 @@ def step_finished(d: Draft, command: StepFinished) -> None:
     for place, call in enumerate(command.calls):
         # Results and asks are told apart by the call's id, and models repeat them.
         call_id = distinct_id(call.call_id or call.part_id, taken)
-        _start_call(d, replace(call, call_id=call_id), place)
-    settle_step(d)
-
-
-def _start_call(d: Draft, call: CallDraft, place: int) -> None:
-    """Refuse, ask, or run one call of the answer."""
-    turn = d.turn
-    assert turn is not None and turn.step is not None, "calls belong to an open step"
-    step = turn.step
-    last, count = turn.repeats
-    count = count + 1 if call.signature == last else 1
-    problem = call.problem
-    if place >= d.rules.limits.calls_per_step:
-        problem = f"Refused: more than {d.rules.limits.calls_per_step} calls in one answer"
-    elif count >= d.rules.limits.repeated_calls:
-        problem = f"Refused: this exact call was made {count} times in a row. Try another way."
-    d.turn = replace(turn, repeats=(call.signature, count))
-    base = ToolPart(
-        id=call.part_id,
-        session_id=d.session_id,
-        message_id=step.message.id,
-        tool=call.tool,
-        call_id=call.call_id,
-        state=ToolPending(input=call.input, idempotent=call.idempotent),
-    )
-    if problem is None:
-        action = asks.action_for(d, call.permission, call.patterns)
-        if action == "deny":
-            problem = f"Permission denied by rule: {call.permission}"
-        elif action == "ask":
-            _put_step(d, put_part(d, step, base))
-            asks.ask_before(d, base, call)
-            return
-    if problem is not None:
-        state = ToolFailed(input=call.input, error=problem, time=Span(start=d.now, end=d.now))
-        _put_step(d, put_part(d, step, replace(base, state=state)))
-        return
-    _put_step(d, put_part(d, step, base, publish=False))
-    run_call(d, base)
-
-
-def run_call(d: Draft, part: ToolPart, *, attempt: int = 1) -> None:
-    """Commit the call's start, and run it afterwards."""
-    assert d.turn is not None and d.turn.step is not None, "calls belong to an open step"
-    state = ToolRunning(
-        input=part.state.input,
-        time=Span(start=d.now),
-        idempotent=isinstance(part.state, ToolPending | ToolRunning) and part.state.idempotent,
-    )
-    running = replace(part, state=state)
-    d.turn = replace(d.turn, step=put_part(d, d.turn.step, running))
-    d.start(RunTool(part=running, attempt=attempt))
-
-
-def tool_progress(d: Draft, command: ToolProgress) -> None:
-    step = d.turn.step if d.turn is not None else None
-    part = step.parts.get(command.part_id) if step is not None else None
-    if d.turn is None or not isinstance(part, ToolPart) or not isinstance(part.state, ToolRunning):
-        return
-    state = replace(
-        part.state,
-        title=command.title or part.state.title,
-        metadata={**part.state.metadata, **command.metadata},
-    )
-    d.turn = replace(d.turn, step=put_part(d, step, replace(part, state=state)))
-
-
-def tool_finished(d: Draft, command: ToolFinished) -> None:
-    step = d.turn.step if d.turn is not None else None
-    part = step.parts.get(command.part_id) if step is not None else None
-    if d.turn is None or not isinstance(part, ToolPart) or not isinstance(part.state, ToolRunning):
-        return
-    start = part.state.time.start
-    span = Span(start=start, end=max(d.now, start))
-    state: ToolCompleted | ToolFailed
-    if command.error is not None:
-        state = ToolFailed(
-            input=part.state.input,
-            error=command.error,
-            time=span,
-            metadata={**part.state.metadata, **command.metadata},
-            interrupted=command.interrupted,
-        )
-    else:
-        state = ToolCompleted(
-            input=part.state.input,
-            output=command.output or "",
-            title=command.title or part.state.title or part.tool,
-            metadata={**part.state.metadata, **command.metadata},
-            time=span,
-        )
-    asks.close_of_call(d, part.message_id, part.call_id)
-    d.turn = replace(d.turn, step=put_part(d, step, replace(part, state=state)))
+        calls.start_call(d, replace(call, call_id=call_id), place)
     settle_step(d)
 
 
@@ -255,8 +132,8 @@ def settle_step(d: Draft) -> None:
     turn = d.turn
     if turn is None or turn.step is None or turn.step.message.finish is None:
         return
-    calls = [part for part in turn.step.parts.values() if isinstance(part, ToolPart)]
-    if any(isinstance(part.state, ToolPending | ToolRunning) for part in calls):
+    made = [part for part in turn.step.parts.values() if isinstance(part, ToolPart)]
+    if any(isinstance(part.state, ToolPending | ToolRunning) for part in made):
         return
     message = turn.step.message
     finish = StepFinishPart(
@@ -268,15 +145,17 @@ def settle_step(d: Draft) -> None:
         cost=message.cost,
     )
     d.put_part(finish)
-    _complete(d, message)
+    open_parts.complete(d, message)
     _count(d, message)
     turn = d.turn = replace(turn, step=None, steps=turn.steps + 1)
-    more = bool(calls) or prompts.steering(d)
-    failure = _limit_passed(d, turn, more=bool(calls))
+    more = bool(made) or prompts.steering(d)
+    failure = _limit_passed(d, turn, more=bool(made))
     compaction.after_step(d, message.tokens.total, resume=more and failure is None)
     if failure is not None:
         fail_turn(d, failure)
     elif more:
+        # Now, not after a compaction: what the turn goes on for must not be taken from it.
+        d.turn = prompts.join_steering(d, turn)
         d.put_info(d.info)
         advance(d)
     else:
@@ -295,19 +174,6 @@ def _limit_passed(d: Draft, turn: Turn, *, more: bool) -> Failure | None:
     return None
 
 
-def _complete(
-    d: Draft, message: AssistantMessage, *, error: Failure | None = None
-) -> AssistantMessage:
-    created = message.time.created
-    done = replace(
-        message,
-        time=MessageTime(created=created, completed=max(d.now, created)),
-        error=error or message.error,
-    )
-    d.put_message(done)
-    return done
-
-
 def _count(d: Draft, message: AssistantMessage) -> None:
     """Add what a step has used to its session's; published with the turn's next change of it."""
     tokens, cost = d.info.tokens + message.tokens, d.info.cost + message.cost
@@ -321,14 +187,14 @@ def step_failed(d: Draft, command: StepFailed) -> None:
     turn, step = d.turn, streaming(d, command.message_id)
     if turn is None or step is None:
         return
-    step = put_texts(d, step, command.parts)
+    step = open_parts.put_texts(d, step, command.parts)
     turn = d.turn = replace(turn, step=step)
     if command.overflow and compaction.make_room(d, resume=True, overflow=True):
         _take_back(d, step, command.failure)
         d.turn = replace(turn, step=None)
         advance(d)
     elif command.transient and turn.failures + 1 < d.rules.limits.model_attempts:
-        close_step(d, step, "error", command.failure)
+        open_parts.close_step(d, step, "error", command.failure)
         d.turn = replace(turn, step=None, failures=turn.failures + 1)
         advance(d, delay_s=min(30.0, 0.5 * 2.0**turn.failures))
     else:
@@ -338,7 +204,7 @@ def step_failed(d: Draft, command: StepFailed) -> None:
 def _take_back(d: Draft, step: Step, failure: Failure) -> None:
     """Take an answer that never began out of the transcript; what was said stays."""
     if any(isinstance(part, TextPart | ReasoningPart) for part in step.parts.values()):
-        close_step(d, step, "error", failure)
+        open_parts.close_step(d, step, "error", failure)
     else:
         d.emit(MessageRemoved(session_id=d.session_id, message_id=step.message.id))
 
@@ -369,61 +235,13 @@ def close_turn(
         return
     d.start(Cancel(reason=reason))
     if turn.step is not None:
-        close_step(d, turn.step, reason, failure)
+        open_parts.close_step(d, turn.step, reason, failure)
         _count(d, turn.step.message)
     asks.close_all(d)
     reply_id = turn.step.message.id if turn.step is not None else None
     d.turn = replace(turn, step=None)
-    words = failure.message if failure is not None else REASONS[reason][1]
+    words = failure.message if failure is not None else open_parts.REASONS[reason][1]
     end_turn(d, outcome, reason=reason if failure is None else words, reply_id=reply_id)
-
-
-def close_step(d: Draft, step: Step, reason: Reason, failure: Failure | None = None) -> None:
-    """Finalise an open message and its parts, whatever state they are in."""
-    for part in step.parts.values():
-        close_part(d, part, reason)
-    if step.message.time.completed is None:
-        _complete(d, step.message, error=failure or failure_of(reason))
-
-
-def close_part(d: Draft, part: AnyPart, reason: Reason) -> AnyPart:
-    """Give an open part its end; a part that has one is left alone."""
-    closed = closed_part(part, reason, d.now)
-    if closed is not part:
-        d.put_part(closed)
-    return closed
-
-
-def closed_part(part: AnyPart, reason: Reason, now: int) -> AnyPart:
-    if isinstance(part, ToolPart) and isinstance(part.state, ToolPending | ToolRunning):
-        started = isinstance(part.state, ToolRunning)
-        start = part.state.time.start if isinstance(part.state, ToolRunning) else now
-        metadata = part.state.metadata if isinstance(part.state, ToolRunning) else {}
-        state = ToolFailed(
-            input=part.state.input,
-            error=INTERRUPTED.format(REASONS[reason][1]),
-            time=Span(start=start, end=max(now, start)),
-            metadata={**metadata, "interrupted": True, "reason": reason, "started": started},
-            interrupted=True,
-        )
-        return replace(part, state=state)
-    if isinstance(part, TextPart | ReasoningPart) and isinstance(part.time, Span):
-        start, end = part.time.start, part.time.end
-        return replace(part, time=Span(start=start, end=max(now, start))) if end is None else part
-    return part
-
-
-def interrupt_calls(d: Draft, reason: Reason, *, spare: Container[str] = ()) -> None:
-    """Close the open step's calls in flight; those that wait for a person go on waiting."""
-    step = d.turn.step if d.turn is not None else None
-    assert step is not None, "calls belong to an open step"
-    parts = {}
-    for part in step.parts.values():
-        keep = part.id in spare or asks.is_parked(d, part)
-        parts[part.id] = part if keep else close_part(d, part, reason)
-        if isinstance(part, ToolPart) and not keep:
-            asks.close_of_call(d, part.message_id, part.call_id)
-    _put_step(d, replace(step, parts=parts))
 
 
 def end_turn(
@@ -466,42 +284,7 @@ def execution_lost(d: Draft, command: ExecutionLost) -> None:
         return
     elif any(asks.is_parked(d, part) for part in step.parts.values()):
         d.start(Cancel(reason="lost"))
-        interrupt_calls(d, "lost")
+        calls.interrupt_calls(d, "lost")
     else:
         close_turn(d, "lost")
         advance(d)
-
-
-# --- parts of an open step ---------------------------------------------------------------------
-
-
-def put_part(d: Draft, step: Step | None, part: AnyPart, *, publish: bool = True) -> Step:
-    assert step is not None, "a part belongs to an open step"
-    if publish:
-        d.put_part(part)
-    return replace(step, parts={**step.parts, part.id: part})
-
-
-def _put_step(d: Draft, step: Step) -> None:
-    assert d.turn is not None, "a step belongs to a turn"
-    d.turn = replace(d.turn, step=step)
-
-
-def put_texts(d: Draft, step: Step, parts: tuple[StreamedPart, ...]) -> Step:
-    """Write what has grown. Reports may come late or twice: text never shrinks or opens again."""
-    changed: dict[str, AnyPart] = {}
-    for part in parts:
-        old = step.parts.get(part.id)
-        if isinstance(old, TextPart | ReasoningPart):
-            ended = isinstance(old.time, Span) and old.time.end is not None
-            if ended or old == part or len(part.text) < len(old.text):
-                continue
-        d.put_part(part)
-        changed[part.id] = part
-    return replace(step, parts={**step.parts, **changed}) if changed else step
-
-
-def end_texts(d: Draft, step: Step) -> Step:
-    """End the texts of a stream that has ended, also those its last report left out."""
-    parts = {part.id: close_part(d, part, "error") for part in step.parts.values()}
-    return replace(step, parts=parts)

@@ -88,10 +88,12 @@ class Rows:
             case ev.PromptStarted(info=prompt) | ev.PromptSettled(info=prompt):
                 self._put_prompt(fact, prompt)
             case ev.PermissionAsked(info=ask) | ev.QuestionAsked(info=ask):
+                assert fact.type == f"{ask.kind}.asked"
                 assert ask.id not in self.asks, "asked twice"
                 assert ask.replied is None
                 self.asks[ask.id] = ask
             case ev.PermissionReplied(info=ask) | ev.QuestionReplied(info=ask):
+                assert fact.type == f"{ask.kind}.replied"
                 assert self.asks[ask.id].replied is None, "replied twice"
                 assert ask.replied is not None
                 self.asks[ask.id] = ask
@@ -117,8 +119,9 @@ class Rows:
         old = self.parts[part.message_id].get(part.id)
         if isinstance(old, ToolPart):
             assert isinstance(old.state, ToolPending | ToolRunning), "a finished call was touched"
-        if isinstance(old, TextPart | ReasoningPart) and isinstance(part, type(old)):
-            assert part.text.startswith(old.text), "streamed text was lost"
+        if isinstance(old, TextPart | ReasoningPart):
+            assert is_open_part(old), "ended text was touched"
+            assert not is_open_part(part) or part.text.startswith(old.text), "text was lost"
         if isinstance(old, CompactionPart):
             assert old.active, "a terminal marker was touched"
         self.parts[part.message_id][part.id] = part

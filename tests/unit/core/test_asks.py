@@ -252,7 +252,10 @@ def test_losing_an_executor_leaves_what_waits_for_a_person() -> None:
     stage = asking()
     waiting, running = bash(stage, "a"), stage.call()
     key = stage.answer("", waiting, running)
+    question = tool_ask(stage, running, kind="question", questions=(Question(text="which?"),))
+    stage.send(OpenAsk(part_id=running.part_id, ask=question))
     stage.send(ExecutionLost(message_id=key))
+    assert stage.rows.asks[question.id].replied == "closed"
     assert isinstance(stage.part(waiting).state, ToolPending)
     assert stage.part(running).state.interrupted
     check_all(stage)

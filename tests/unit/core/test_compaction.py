@@ -254,6 +254,7 @@ def test_two_failures_in_a_row_pause_automatic_compaction_and_say_so() -> None:
         if fact.type == "session.error"
     ]
     assert names.count("CompactionPaused") == 1
+    assert names[-1] == "CompactionPaused"
     stage.answer(tokens=FULL)
     assert len(markers(stage)) == 2
     check_settled(stage)
@@ -331,6 +332,18 @@ def test_steering_during_a_compaction_in_a_turn_joins_after_it() -> None:
     steer = stage.prompt("also", when_busy="steer")
     stage.summarise()
     assert stage.rows.prompts[steer].turn == stage.state.turn.number
+    check_all(stage)
+
+
+def test_steering_that_keeps_a_turn_going_is_part_of_it_while_it_compacts() -> None:
+    stage = Stage(rules=SMALL)
+    stage.prompt("a")
+    steer = stage.prompt("also", when_busy="steer")
+    stage.answer("b", tokens=FULL)
+    assert stage.rows.prompts[steer].turn == stage.state.turn.number
+    stage.fail_summary()
+    stage.fail_summary()
+    assert last_text(stage) == "also"
     check_all(stage)
 
 

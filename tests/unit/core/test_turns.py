@@ -113,6 +113,20 @@ def test_text_reported_out_of_order_never_shrinks() -> None:
     assert stage.facts == ()
 
 
+def test_the_last_report_of_a_stream_may_correct_its_text() -> None:
+    stage = Stage()
+    stage.prompt()
+    key = stage.step_id
+    flushed = stage.text(key, "some text", done=False)
+    stage.send(StepProgress(message_id=key, parts=(flushed,)))
+    last = stage.text(key, "some", part_id=flushed.id)
+    del stage.running[key]
+    stage.send(
+        StepFinished(message_id=key, parts=(last,), calls=(), finish="stop", tokens=Tokens())
+    )
+    assert stage.rows.parts[key][flushed.id] == last
+
+
 def test_a_stream_that_ends_leaves_no_text_open() -> None:
     stage = Stage()
     stage.prompt()
