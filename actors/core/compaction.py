@@ -169,7 +169,7 @@ def restart(d: Draft) -> None:
         start(d)
 
 
-def summary_progress(d: Draft, command: StepProgress | StepFinished | StepFailed) -> Step:
+def summary_progress(d: Draft, command: StepProgress | StepFinished) -> Step:
     active = d.compaction
     assert active is not None and active.summary is not None, "a summary belongs to its marker"
     step = open_parts.put_texts(d, active.summary, command.parts)
@@ -290,7 +290,6 @@ def _failure(words: str) -> Failure:
 
 
 def summary_failed(d: Draft, command: StepFailed) -> None:
-    summary_progress(d, command)
     _attempt_failed(d, command.failure)
 
 

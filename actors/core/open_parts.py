@@ -57,7 +57,7 @@ def put_part(d: Draft, part: AnyPart) -> None:
 
 
 def put_texts(d: Draft, step: Step, parts: tuple[StreamedPart, ...]) -> Step:
-    """Write what has grown. Late reports change nothing: ended text stays, open text never shrinks."""
+    """Write what has grown. Late reports change nothing: ended text stays, open text only grows."""
     changed: dict[str, AnyPart] = {}
     for part in parts:
         old = step.parts.get(part.id)

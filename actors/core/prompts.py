@@ -166,12 +166,12 @@ def abort(d: Draft, command: Abort) -> bool:
     """
     if command.message_id is not None:
         return _abort_one(d, command.message_id, command.reason)
-    did = d.turn is not None or d.compaction is not None
+    ends_queue = command.queued and bool(d.queue)
+    did = d.turn is not None or d.compaction is not None or ends_queue
     compaction.abandon(d, command.reason)
     outcome: Outcome = "failed" if command.reason == "timeout" else "interrupted"
     turns.close_turn(d, command.reason, outcome=outcome)
-    if command.queued:
-        did = did or bool(d.queue)
+    if ends_queue:
         for entry in d.queue:
             settle_waiting(d, entry, "interrupted", command.reason)
         d.queue = ()

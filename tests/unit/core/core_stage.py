@@ -185,7 +185,9 @@ def loaded(rows: Rows) -> Loaded:
         part
         for message_id, of_message in rows.parts.items()
         for part in of_message.values()
-        if message_id in open_ids or is_open_part(part)
+        if message_id in open_ids
+        or is_open_part(part)
+        or (isinstance(part, CompactionPart) and part.active)
     ]
     markers = rows.markers()
     order = [message for message, _ in rows.transcript()]

@@ -286,9 +286,20 @@ def test_closing_ends_what_runs_and_starts_nothing_new() -> None:
     assert stage.outcome(first) == "interrupted"
     assert not stage.running
     assert stage.rows.status.type == "idle"
+    assert stage.outcome(queued) is None
     stage.crash()
     stage.answer()
     assert stage.outcome(queued) == "answered"
+    check_settled(stage)
+
+
+def test_what_only_waits_can_be_aborted() -> None:
+    stage = Stage()
+    stage.prompt("a")
+    queued = stage.prompt("b")
+    stage.send(Abort(reason="close"))
+    assert stage.send(Abort(queued=True)) is True
+    assert stage.outcome(queued) == "interrupted"
     check_settled(stage)
 
 
