@@ -175,6 +175,9 @@ def test_overflow_that_compaction_does_not_help_fails_the_turn_and_pauses() -> N
     assert stage.outcome(key) == "failed"
     assert stage.rows.info.compaction_failures == 2
     assert len(markers(stage)) == 2
+    stage.prompt("b")
+    stage.break_step(overflow=True)
+    assert stage.rows.info.compaction_failures == 2, "nothing was tried, so nothing failed"
     check_settled(stage)
 
 
@@ -189,6 +192,18 @@ def test_an_overflow_whose_summary_fails_fails_the_turn() -> None:
     assert "full" in stage.rows.prompts[key].reason
     stage.answer()
     assert stage.outcome(queued) == "answered"
+    check_settled(stage)
+
+
+def test_an_overflow_merges_into_a_manual_request_and_makes_it_urgent() -> None:
+    stage = Stage(rules=SMALL)
+    key = stage.prompt("a")
+    marker = stage.send(RequestCompaction())
+    stage.break_step(overflow=True)
+    assert stage.marker(marker).state == "summarising"
+    stage.fail_summary()
+    stage.fail_summary()
+    assert stage.outcome(key) == "failed"
     check_settled(stage)
 
 

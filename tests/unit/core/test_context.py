@@ -13,6 +13,7 @@ from understudy.actors.core.context import (
     context,
     distinct_id,
     plan_compaction,
+    tokens_of_turns,
     visible,
 )
 from understudy.actors.models.protocol import AssistantTurn, UserFile, UserText, UserTurn
@@ -273,6 +274,18 @@ def test_a_fork_with_new_ids_sees_the_same() -> None:
 
 
 # --- plans
+
+
+def test_sizes_count_text_calls_results_and_files() -> None:
+    def size(*history: Pair) -> int:
+        return tokens_of_turns(context(list(history)))
+
+    assert size(user("u1", "x" * 40)) == 4 + 11
+    message, parts = user("u1", "x" * 40)
+    file = owned(FilePart, "u1", mime="image/png", url="data:" + "x" * 100_000)
+    assert size((message, (*parts, file))) == 4 + 11 + 1_000
+    answer = assistant("a1", "y" * 80, done("z" * 400))
+    assert size(answer) == 4 + 21 + (1 + 101 + 8)
 
 
 def test_a_plan_divides_everything_visible_and_nothing_is_in_neither() -> None:

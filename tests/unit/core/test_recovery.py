@@ -6,12 +6,13 @@ import pytest
 from core_checks import check_all, check_settled
 from core_stage import SESSION, Rows, Stage, loaded, replace
 
-from understudy.actors.core.commands import Recover, Reply, RequestCompaction, StepProgress
+from understudy.actors.core.commands import OpenAsk, Recover, Reply, RequestCompaction, StepProgress
 from understudy.actors.core.compaction import FOLLOW_UP
 from understudy.actors.core.effects import RunTool
 from understudy.actors.core.state import Limits, Rules, State
 from understudy.store.events import MessageUpdated, PartUpdated, PromptStarted
 from understudy.store.records import (
+    Ask,
     AssistantMessage,
     CompactionPart,
     MessageTime,
@@ -464,6 +465,19 @@ def test_resuming_keeps_what_waits_for_a_person_and_repeats_what_may_be() -> Non
     stage.crash()
     assert stage.facts == ()
     assert stage.state.turn.entry.prompt.attempts == attempts
+
+
+def test_what_a_repeated_call_asked_before_is_closed_it_will_ask_again() -> None:
+    stage = Stage(rules=RESUME)
+    stage.prompt("a")
+    call = stage.call(idempotent=True)
+    stage.answer("", call)
+    ask = Ask(id="ask_1", session_id=SESSION, kind="question", created=1)
+    stage.send(OpenAsk(part_id=call.part_id, ask=ask))
+    stage.crash()
+    assert stage.rows.asks["ask_1"].replied == "closed"
+    assert list(stage.running) == [call.part_id]
+    check_all(stage)
 
 
 # --- set aside
