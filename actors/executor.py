@@ -35,9 +35,12 @@ if TYPE_CHECKING:
     from understudy.actors.clock import Clock
     from understudy.actors.core.context import History
     from understudy.actors.core.state import Rules
+    from understudy.actors.hooks import Hooks
     from understudy.actors.models.protocol import Model
     from understudy.actors.publisher import Publisher
+    from understudy.actors.session import Session as SessionHandle
     from understudy.actors.tools.tool import Tool
+    from understudy.actors.tracker import SessionTracker
     from understudy.store.records import Session
     from understudy.store.store import Store
 
@@ -59,6 +62,10 @@ class Host(Protocol):
     system: str
     tools: Mapping[str, Tool]
     models: tuple[Model, ...]
+    hooks: Hooks
+
+    @property
+    def tracker(self) -> SessionTracker: ...
 
     def tell_live(
         self, session_id: str, command: Command, done: Pending[Any] | None = None
@@ -69,6 +76,8 @@ class Host(Protocol):
     def abort_children(self, session_id: str, reason: str) -> None: ...
 
     def info(self, session_id: str) -> Session: ...
+
+    def handle(self, session_id: str) -> SessionHandle: ...
 
     def new_id(self, prefix: str) -> str: ...
 
@@ -103,6 +112,7 @@ class Executor:
         self._woken = False
         self._executions: dict[str, Execution] = {}
         self._asks: dict[str, Pending[Ask]] = {}
+        self._recalled: dict[str, tuple[str, Sequence[str]]] = {}
         self._closed = False
 
     # --- what executions use -------------------------------------------------------------------
@@ -178,6 +188,18 @@ class Executor:
 
         answer.then(forget)
         return answer
+
+    def recalled(self, session_id: str, message_id: str) -> Sequence[str] | None:
+        """What ``before_prompt`` hooks added to this turn; None before they were asked."""
+        turn, texts = self._recalled.get(session_id, ("", ()))
+        return texts if turn == message_id else None
+
+    def remember(self, session_id: str, message_id: str, texts: Sequence[str]) -> None:
+        self._recalled[session_id] = (message_id, texts)
+
+    def forget(self, session_id: str) -> None:
+        """The session was deleted or passivated."""
+        self._recalled.pop(session_id, None)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         """Call back on the loop; for timers of whoever has no loop."""

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias, get_args
 import msgspec
 
 from understudy.actors.core.commands import SubmitPrompt
+from understudy.actors.hooks import inside_hook
 from understudy.errors import InvalidInput, MessageNotFound
 from understudy.store.ids import check_id
 from understudy.store.records import FilePart, ModelRef, PermissionRule, TextPart, WhenBusy
@@ -120,6 +121,7 @@ def prompt_command(
         tools=None if tools is None else {str(key): bool(value) for key, value in tools.items()},
         agent=None if agent is None else text("agent", agent),
         model=model,
+        quiet=inside_hook() is not None,
     )
 
 

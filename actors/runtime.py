@@ -22,6 +22,7 @@ from understudy.actors.core.forking import fork_facts
 from understudy.actors.core.state import CompactionRules, Limits, Moment, Rules, State
 from understudy.actors.executor import Executor
 from understudy.actors.handles import Done, Records, in_event_loop
+from understudy.actors.hooks import Hook, HookCall, Hooks, inside_hook
 from understudy.actors.models.configured import model_from
 from understudy.actors.outcomes import Outcomes
 from understudy.actors.pending import Pending
@@ -34,6 +35,7 @@ from understudy.actors.session_actor import Delete
 from understudy.actors.subscription import Subscription
 from understudy.actors.supervisor import Died, RestartPolicy, Supervisor
 from understudy.actors.tools.tool import Tool, toolbox
+from understudy.actors.tracker import SessionTracker
 from understudy.actors.upkeep import Upkeep
 from understudy.errors import (
     AskNotFound,
@@ -44,12 +46,19 @@ from understudy.errors import (
     UnderstudyError,
 )
 from understudy.store.claims import Claimed
-from understudy.store.events import AnyFact, Event, SessionCreated, SessionReset
+from understudy.store.events import (
+    AnyFact,
+    Event,
+    PromptSettled,
+    SessionCreated,
+    SessionReset,
+)
 from understudy.store.ids import check_id, make_id
 from understudy.store.journal import Retention
 from understudy.store.records import Ask, ModelRef, SessionTime
 from understudy.store.records import Session as SessionRecord
 from understudy.store.store import Store
+from understudy.store.tracker_rows import TrackerRows
 
 if TYPE_CHECKING:
     from understudy.actors.models.protocol import Model
@@ -77,6 +86,8 @@ class Runtime:
         compaction: when and how sessions are compacted.
         restart: how crashed session actors are restarted.
         on_restart: what becomes of a turn that a restart interrupted.
+        hooks: the app's own code at fixed points, see ``actors.hooks``.
+        hook_s: how long a hook is waited for.
         recovery_hook: called after a session was recovered, see ``RecoveryHook``.
         durability: "full" survives power loss; "normal" survives a killed process.
         retention: how much of the journal is kept.
@@ -105,6 +116,8 @@ class Runtime:
         compaction: CompactionRules | None = None,
         restart: RestartPolicy | None = None,
         on_restart: Literal["interrupt", "resume"] = "interrupt",
+        hooks: Mapping[str, Hook | Iterable[Hook]] | None = None,
+        hook_s: float = 30.0,
         recovery_hook: RecoveryHook | None = None,
         durability: Durability = "full",
         retention: Retention | None = None,
@@ -153,6 +166,9 @@ class Runtime:
         self.outcomes = Outcomes()
         self.publisher.observe(self.outcomes.observe)
         self.executor = Executor(self)
+        self.hooks = Hooks(self, hooks, hook_s=hook_s)
+        self.publisher.observe(self._after_turn)
+        self._tracker: SessionTracker | None = None
         self._pool = ThreadPool(threads, monotonic_s=self.clock.monotonic_s)
         self._registry = Registry(self, self._pool, monotonic_s=self.clock.monotonic_s)
         self._supervisor = Supervisor(Mailbox(self._pool), self, self.restart, self._chance)
@@ -186,6 +202,7 @@ class Runtime:
             self.publisher.open(self.store.read)
             self.executor.start_loop()
             self._pool.start()
+            self._tracker = SessionTracker(store=TrackerRows(self.store), clock=self.clock)
             self._registry.quarantined.update(self.store.read.quarantined())
             self._recover_all()
             self._upkeep.start()
@@ -324,6 +341,7 @@ class Runtime:
         ``SessionNotFound`` (of the parent), ``InvalidInput``, ``StoreError``.
         """
         now = self.clock.wall_ms()
+        internal = internal or inside_hook() is not None
         info = SessionRecord(
             id=self.new_id("ses") if session_id is None else check_id("session_id", session_id),
             title="New session" if title is None else given.title(title),
@@ -336,12 +354,29 @@ class Runtime:
             metadata={} if metadata is None else given.metadata(metadata),
             permission=given.permission_rules(permissions),
         )
-        pending = self._create(info, (SessionCreated(session_id=info.id, info=info),))
+        pending: Pending[SessionRecord] = Pending()
+        facts = (SessionCreated(session_id=info.id, info=info),)
+        if internal:
+            # Bypassed, durably, before its first prompt can go out.
+            bypassed = self.background(lambda: self.tracker.bypass(info.id, allow_unknown=True))
+            bypassed.then(
+                lambda done: (
+                    pending.fail(done.error)
+                    if done.error is not None
+                    else self._create(info, facts, pending)
+                )
+            )
+        else:
+            self._create(info, facts, pending)
         return Session(self, info.id)._begin(pending, self.timeout_s(None))
 
-    def _create(self, info: SessionRecord, facts: tuple[AnyFact, ...]) -> Pending[SessionRecord]:
+    def _create(
+        self,
+        info: SessionRecord,
+        facts: tuple[AnyFact, ...],
+        pending: Pending[SessionRecord],
+    ) -> None:
         self._must_be_open()
-        pending: Pending[SessionRecord] = Pending()
 
         def done(claimed: Claimed | None, _: list[Event], error: BaseException | None) -> None:
             if claimed is None:
@@ -349,9 +384,9 @@ class Runtime:
                 return
             self._registry.born(info.id, State(info=info, seq=claimed.seq), claimed.epoch)
             pending.set(info)
+            self._fire("session_start", info)
 
         self.store.create(info, facts, done)
-        return pending
 
     def fork_session(
         self, session_id: str, *, before: str | None = None, title: str | None = None
@@ -378,7 +413,7 @@ class Runtime:
                 before=before or (source.revert.message_id if source.revert else None),
                 moment=Moment(now, self.entropy()),
             )
-            self._create(info, facts).then(_pass_on(pending))
+            self._create(info, facts, pending)
 
         failed: Pending[None] = Pending()
         failed.then(lambda _: pending.fail(failed.error) if failed.error is not None else None)
@@ -448,9 +483,9 @@ class Runtime:
             else:
                 pending.fail(error)
 
-        def unowned(ids: Any, _: list[Event], error: BaseException | None) -> None:
+        def unowned(ids: Any, events: list[Event], error: BaseException | None) -> None:
             if error is None:
-                self.sessions_deleted(ids)
+                self.sessions_deleted([event.data.info for event in events])
             answered(error, ids)
 
         self._must_be_open()
@@ -669,6 +704,45 @@ class Runtime:
             return actor.state.info
         return self.record_of(session_id)
 
+    @property
+    def tracker(self) -> SessionTracker:
+        """Claims by outside integrations and bypasses; durable in this runtime's store."""
+        if self._tracker is None:
+            raise RuntimeClosed("The runtime is not open")
+        return self._tracker
+
+    def handle(self, session_id: str) -> Session:
+        """A handle with what is known of the session here and now."""
+        return self._handle_of(self.info(session_id))
+
+    def _fire(
+        self,
+        hook: str,
+        info: SessionRecord,
+        *,
+        message_id: str | None = None,
+        outcome: str | None = None,
+    ) -> None:
+        """Run a hook that nobody waits for, off this thread."""
+        if self.hooks.wanted(hook) and not info.internal:
+            call = HookCall(
+                hook=hook, session=self._handle_of(info), message_id=message_id, outcome=outcome
+            )
+            self.executor.workers.submit(lambda: self.hooks.fire(call, internal=False))
+
+    def _after_turn(self, event: Event) -> None:
+        fact = event.data
+        if type(fact) is PromptSettled:
+            if self.hooks.wanted("after_turn") and not fact.info.quiet:
+                actor = self._registry.actor(event.session_id)
+                if actor is not None and actor.state is not None:
+                    self._fire(
+                        "after_turn",
+                        actor.state.info,
+                        message_id=fact.info.message_id,
+                        outcome=fact.info.outcome,
+                    )
+
     def tell_live(
         self, session_id: str, command: Command, done: Pending[Any] | None = None
     ) -> None:
@@ -691,14 +765,26 @@ class Runtime:
     def actor_ended(self, session_id: str, mailbox: Mailbox, error: UnderstudyError | None) -> None:
         self._registry.ended(session_id, mailbox, error)
 
-    def sessions_deleted(self, session_ids: Sequence[str]) -> None:
-        for session_id in session_ids:
+    def sessions_deleted(self, infos: Sequence[SessionRecord]) -> None:
+        for info in infos:
+            session_id = info.id
             self.executor.cancel(session_id, "delete")
+            self.executor.forget(session_id)
+            if not info.internal:
+                # An internal session keeps its bypass until that expires: its late hooks
+                # must not run.
+                self._forget_tracked(session_id)
             self._registry.quarantined.pop(session_id, None)
             self._registry.remove(
                 session_id,
                 SessionNotFound(f"Session {session_id} was deleted", session_id=session_id),
             )
+            self._fire("session_end", info)
+
+    def _forget_tracked(self, session_id: str) -> None:
+        """Drop a session's claim and bypass, off the writer's thread."""
+        if self.tracker.knows(session_id):
+            self.in_background(lambda: self.tracker.forget(session_id), Pending())
 
     def session_recovered(
         self, session_id: str, reason: Reason, facts: tuple[AnyFact, ...]

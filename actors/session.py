@@ -94,6 +94,11 @@ class Session(Handle):
         return hash(self.id)
 
     @property
+    def runtime(self) -> Runtime:
+        """The runtime this handle belongs to."""
+        return self._runtime
+
+    @property
     def record(self) -> SessionRecord:
         self._ready()
         assert self._record is not None, "a session handle has its record"

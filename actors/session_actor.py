@@ -32,6 +32,7 @@ from understudy.errors import (
 from understudy.store.changes import Change
 from understudy.store.claims import Claimed, RestartRecord
 from understudy.store.events import AnyFact, Event, PromptAccepted, PromptSettled
+from understudy.store.records import Session
 
 if TYPE_CHECKING:
     from understudy.actors.clock import Clock
@@ -117,7 +118,9 @@ class Surroundings(Protocol):
         self, session_id: str, reason: Reason, facts: tuple[AnyFact, ...]
     ) -> None: ...
 
-    def sessions_deleted(self, session_ids: Sequence[str]) -> None: ...
+    def sessions_deleted(self, infos: Sequence[Session]) -> None:
+        """These were deleted just now, children first."""
+        ...
 
 
 class _Batch:
@@ -448,10 +451,10 @@ class SessionActor(PooledActor):
         self._around.publisher.cut(self.session_id)
         self._mailbox.pause()
 
-        def done(ids: Any, _: list[Event], error: BaseException | None) -> None:
+        def done(ids: Any, events: list[Event], error: BaseException | None) -> None:
             if error is None:
                 self._dead = True
-                self._around.sessions_deleted(ids)
+                self._around.sessions_deleted([event.data.info for event in events])
                 self._around.actor_ended(
                     self.session_id,
                     self._mailbox,

@@ -12,6 +12,7 @@ import msgspec
 from understudy.actors.core import context as contexts
 from understudy.actors.core.commands import CallDraft, StepFailed, StepFinished
 from understudy.actors.core.effects import RunStep, RunSummary
+from understudy.actors.hooks import HookCall
 from understudy.actors.models.protocol import (
     Model,
     ModelRequest,
@@ -47,6 +48,7 @@ class StepRun:
         stream: ModelStream | None = None
         try:
             model, request = await self._executor.read(self._prepare)
+            request = await self._with_hooks(request)
             stream = ModelStream(
                 self._executor,
                 model,
@@ -62,6 +64,28 @@ class StepRun:
             self._report(self._failed(stream, error))
         else:
             self._report(report)
+
+    async def _with_hooks(self, request: ModelRequest) -> ModelRequest:
+        """Keep an internal session's bypass alive, and let ``before_prompt`` add to the system."""
+        prompt, host = self._effect.prompt, self._executor.host
+        info = host.info(self._session_id)
+        if info.internal:
+            # Before anything leaves: its hooks stay no-ops for as long as it is used.
+            await self._executor.read(lambda: host.tracker.touch(self._session_id))
+        if prompt.quiet or not host.hooks.wanted("before_prompt"):
+            return request
+        texts = self._executor.recalled(self._session_id, prompt.message_id)
+        if texts is None:
+            call = HookCall(
+                hook="before_prompt",
+                session=host.handle(self._session_id),
+                message_id=prompt.message_id,
+                text=_asked(request),
+            )
+            texts = await host.hooks.gather(call, internal=info.internal)
+            self._executor.remember(self._session_id, prompt.message_id, texts)
+        system = "\n\n".join(filter(None, (request.system, *texts)))
+        return msgspec.structs.replace(request, system=system)
 
     def _report(self, command: StepFinished | StepFailed) -> None:
         self._executor.send(self._session_id, command)
@@ -205,6 +229,14 @@ class SummaryRun:
         return executor.model_for(history, self._effect.message_id), plan
 
     async def _summarise(self) -> StepFinished | StepFailed:
+        host = self._executor.host
+        if host.hooks.wanted("before_compaction"):
+            call = HookCall(
+                hook="before_compaction",
+                session=host.handle(self._session_id),
+                message_id=self._effect.marker_id,
+            )
+            await host.hooks.gather(call, internal=host.info(self._session_id).internal)
         model, plan = await self._executor.read(self._plan)
         if plan is None:
             return self._failed(
@@ -254,6 +286,14 @@ class SummaryRun:
         """A summary never grows beyond an eighth of what a request may hold."""
         limit = max(2_000, self._executor.rules.usable_tokens // 8 * 4)
         return text if len(text) <= limit else text[:limit] + " […]"
+
+
+def _asked(request: ModelRequest) -> str:
+    """The text of the last user turn."""
+    for turn in reversed(request.turns):
+        if isinstance(turn, UserTurn):
+            return "\n".join(item.text for item in turn.content if isinstance(item, UserText))
+    return ""
 
 
 def _one_text(parts: Sequence[Any], text: str) -> tuple[TextPart, ...]:

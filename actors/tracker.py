@@ -238,6 +238,13 @@ class SessionTracker:
         name = normalise_key(key)
         return name is not None and self._leases.bypass(name) is not None
 
+    def knows(self, key: str | None) -> bool:
+        """Whether the key has a live claim or bypass. Never waits for the store."""
+        name = normalise_key(key)
+        return name is not None and (
+            self._leases.claim(name) is not None or self._leases.bypass(name) is not None
+        )
+
     def forget(self, key: str) -> None:
         """Drop claim and bypass, whoever owns them: the session was deleted."""
         if (name := normalise_key(key)) is not None:

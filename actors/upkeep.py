@@ -31,6 +31,7 @@ PASSIVATE_EVERY_S: Final = 2.0
 ORPHANS_EVERY_S: Final = 3.0
 WATCH_EVERY_S: Final = 1.0
 TRIM_EVERY_S: Final = 60.0
+SWEEP_EVERY_S: Final = 900.0
 
 
 class Upkeep:
@@ -80,6 +81,7 @@ class Upkeep:
             (self._passivate, PASSIVATE_EVERY_S),
             (self._orphans, ORPHANS_EVERY_S),
             (self._trim, TRIM_EVERY_S),
+            (self._sweep, SWEEP_EVERY_S),
         ):
             if now < self._due.get(duty, now):
                 continue
@@ -113,6 +115,9 @@ class Upkeep:
         others = {each[0] for each in self._runtime.store.read.runtimes()} - {self._runtime.id}
         if others:
             self._runtime.recover_orphans()
+
+    def _sweep(self) -> None:
+        self._runtime.tracker.sweep()
 
     def _trim(self) -> None:
         self._runtime.store.trim_journal(self._retention)

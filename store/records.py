@@ -196,6 +196,11 @@ class Part(Record, frozen=True, kw_only=True, tag_field="type"):
     session_id: str
     message_id: str
 
+    @property
+    def type(self) -> str:
+        """Its kind, as on the wire: ``text``, ``tool``, ``step-start``, …"""
+        return str(self.__struct_config__.tag)
+
 
 class TextPart(Part, frozen=True, kw_only=True, tag="text", omit_defaults=False):
     text: str = ""
@@ -217,15 +222,20 @@ class FilePart(Part, frozen=True, kw_only=True, tag="file"):
     filename: str | None = None
 
 
-class ToolPending(
-    Record, frozen=True, kw_only=True, tag_field="status", tag="pending", omit_defaults=False
-):
+class _ToolState(Record, frozen=True, kw_only=True, tag_field="status"):
+    @property
+    def status(self) -> str:
+        """As on the wire: ``pending``, ``running``, ``completed`` or ``error``."""
+        return str(self.__struct_config__.tag)
+
+
+class ToolPending(_ToolState, frozen=True, kw_only=True, tag="pending", omit_defaults=False):
     input: dict[str, Any] = {}
     raw: str = ""
     idempotent: bool = False
 
 
-class ToolRunning(Record, frozen=True, kw_only=True, tag_field="status", tag="running"):
+class ToolRunning(_ToolState, frozen=True, kw_only=True, tag="running"):
     """``idempotent`` calls may be run again after a restart; no other call ever is."""
 
     input: dict[str, Any]
@@ -235,7 +245,7 @@ class ToolRunning(Record, frozen=True, kw_only=True, tag_field="status", tag="ru
     idempotent: bool = False
 
 
-class ToolCompleted(Record, frozen=True, kw_only=True, tag_field="status", tag="completed"):
+class ToolCompleted(_ToolState, frozen=True, kw_only=True, tag="completed"):
     input: dict[str, Any]
     output: str
     title: str
@@ -244,7 +254,7 @@ class ToolCompleted(Record, frozen=True, kw_only=True, tag_field="status", tag="
     compacted: int | None = None
 
 
-class ToolFailed(Record, frozen=True, kw_only=True, tag_field="status", tag="error"):
+class ToolFailed(_ToolState, frozen=True, kw_only=True, tag="error"):
     """``interrupted`` marks a call whose own outcome is unknown: abort, restart, crash, deadline."""
 
     input: dict[str, Any]
@@ -332,6 +342,7 @@ class Prompt(Record, frozen=True, kw_only=True):
     """An accepted prompt: a row of the inbox, named by its user message.
 
     ``turn`` is the turn's number, set when it starts; a steering prompt takes its host's number.
+    A ``quiet`` prompt was made inside a hook and fires no hooks.
     ``outcome`` is set exactly once.
     """
 
@@ -347,6 +358,7 @@ class Prompt(Record, frozen=True, kw_only=True):
     reply_id: str | None = None
     system: str | None = None
     tools: dict[str, bool] | None = None
+    quiet: bool = False
 
 
 class Question(Record, frozen=True, kw_only=True):

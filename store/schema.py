@@ -166,6 +166,7 @@ class Tombstone(Model):
 
 class TrackerClaim(Model):
     key = TextField(primary_key=True)
+    expires_at_ms = BigIntegerField()
     data = BlobField()
 
     class Meta:
@@ -174,6 +175,7 @@ class TrackerClaim(Model):
 
 class TrackerBypass(Model):
     key = TextField(primary_key=True)
+    expires_at_ms = BigIntegerField()
     data = BlobField()
 
     class Meta:

@@ -47,6 +47,7 @@ class SubmitPrompt(msgspec.Struct, frozen=True, kw_only=True):
     tools: dict[str, bool] | None = None
     agent: str | None = None
     model: ModelRef | None = None
+    quiet: bool = False
     known: Prompt | None = None
     foreign: bool = False
     reverted: tuple[str, ...] = ()

@@ -87,6 +87,7 @@ def _accept(d: Draft, command: SubmitPrompt, *, start: bool) -> Entry:
         when_busy=command.when_busy,
         system=command.system,
         tools=command.tools,
+        quiet=command.quiet,
     )
     d.put_message(message)
     for part in command.parts:

@@ -21,6 +21,7 @@ General layout:
 from understudy import errors, signals
 from understudy.actors.core.state import CompactionRules, Limits
 from understudy.actors.handles import Done, Records, Reply, TranscriptMessage
+from understudy.actors.hooks import HookCall
 from understudy.actors.models.configured import model_from
 from understudy.actors.models.scripted import ScriptedModel
 from understudy.actors.recovery_report import RecoveryReport
@@ -43,6 +44,7 @@ __all__ = [
     "Done",
     "Event",
     "FilePart",
+    "HookCall",
     "Limits",
     "Question",
     "Records",

@@ -115,11 +115,13 @@ STATEMENTS = (
     """
     CREATE TABLE tracker_bypass (
         key TEXT NOT NULL PRIMARY KEY,
+        expires_at_ms INTEGER NOT NULL,
         data BLOB NOT NULL
     )""",
     """
     CREATE TABLE tracker_claim (
         key TEXT NOT NULL PRIMARY KEY,
+        expires_at_ms INTEGER NOT NULL,
         data BLOB NOT NULL
     )""",
 )

@@ -1,0 +1,156 @@
+"""Hooks: an app's own code at fixed points of a session's life, behind the tracker's gate.
+
+A hook may use the runtime: a memory hook prompts a session of its own, whose hooks would prompt
+another, and so on for ever. So every hook passes the gate first. Internal sessions are bypassed
+before their first prompt and for as long as they are used; what is made inside a hook, sessions and
+prompts alike, is internal too. No hook can loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
+
+from understudy.actors.pending import Pending
+from understudy.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from understudy.actors.runtime import Runtime
+    from understudy.actors.session import Session
+
+logger = logging.getLogger("understudy.hooks")
+
+HOOKS: Final = (
+    "session_start",
+    "before_prompt",
+    "after_turn",
+    "before_compaction",
+    "session_end",
+)
+
+_inside: contextvars.ContextVar[str | None] = contextvars.ContextVar("inside", default=None)
+
+
+class HookCall(msgspec.Struct, frozen=True, kw_only=True):
+    """What a hook is called with.
+
+    Attributes:
+        hook: its name.
+        session: the session it is about; deleted already for ``session_end``.
+        message_id: the prompt's, for ``before_prompt`` and ``after_turn``; the marker's, for
+            ``before_compaction``.
+        text: the prompt's text, or the answer's for ``after_turn``.
+        outcome: how the turn ended, for ``after_turn``.
+    """
+
+    hook: str
+    session: Session
+    message_id: str | None = None
+    text: str = ""
+    outcome: str | None = None
+
+
+Hook: TypeAlias = Callable[[HookCall], Any]
+"""A plain function or a coroutine function.
+
+``before_prompt`` may return text that is added to the turn's system prompt. What a hook raises is
+logged and changes nothing; one that takes longer than ``hook_s`` is not waited for.
+"""
+
+
+def inside_hook() -> str | None:
+    """The hook this code runs in, if any."""
+    return _inside.get()
+
+
+class Hooks:
+    """The hooks of one runtime."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        hooks: Mapping[str, Hook | Iterable[Hook]] | None,
+        *,
+        hook_s: float,
+    ) -> None:
+        self._runtime = runtime
+        self._hook_s = hook_s
+        self._hooks: dict[str, tuple[Hook, ...]] = {}
+        for name, given in (hooks or {}).items():
+            if name not in HOOKS:
+                raise InvalidInput(
+                    f"there is no hook {name!r}; there is {', '.join(HOOKS)}", field="hooks"
+                )
+            group = (given,) if callable(given) else tuple(given)
+            if not all(callable(each) for each in group):
+                raise InvalidInput(f"hook {name!r} must be a function", field="hooks")
+            self._hooks[name] = group
+
+    def wanted(self, hook: str) -> bool:
+        return hook in self._hooks
+
+    def passes(self, hook: str, session_id: str, *, internal: bool) -> bool:
+        """The gate: whether a hook of this session runs. Costs no write and no model call."""
+        if hook not in self._hooks or internal:
+            return False
+        return self._runtime.tracker.gate(hook, session_id).action == "run"
+
+    def fire(self, call: HookCall, *, internal: bool) -> None:
+        """Run a hook that nobody waits for."""
+        if self.passes(call.hook, call.session.id, internal=internal):
+            for hook in self._hooks[call.hook]:
+                self._start(hook, call)
+
+    async def gather(self, call: HookCall, *, internal: bool) -> list[str]:
+        """Run a hook before something goes on; returns the texts it gives."""
+        if not self.passes(call.hook, call.session.id, internal=internal):
+            return []
+        texts = []
+        for hook in self._hooks[call.hook]:
+            done = self._start(hook, call)
+            try:
+                async with asyncio.timeout(self._hook_s):
+                    value = await done.wait()
+            except TimeoutError:
+                logger.error("Hook %s took more than %g s", call.hook, self._hook_s)  # noqa: TRY400 - no news in it
+                continue
+            if isinstance(value, str) and value.strip():
+                texts.append(value)
+        return texts
+
+    def _start(self, hook: Hook, call: HookCall) -> Pending[Any]:
+        """Call a hook: a function on a worker thread, a coroutine on the tools' loop."""
+        done: Pending[Any] = Pending()
+        context = contextvars.copy_context()
+        context.run(_inside.set, call.hook)
+        if inspect.iscoroutinefunction(hook):
+            loop = self._runtime.executor.tools_loop()
+            coroutine = _guarded_async(hook, call, done)
+            loop.call_soon_threadsafe(
+                lambda: loop.create_task(coroutine, context=context), context=context
+            )
+        else:
+            self._runtime.executor.workers.submit(lambda: context.run(_guarded, hook, call, done))
+        return done
+
+
+def _guarded(hook: Hook, call: HookCall, done: Pending[Any]) -> None:
+    try:
+        done.set(hook(call))
+    except BaseException:
+        logger.exception("Hook %s failed for session %s", call.hook, call.session.id)
+        done.set(None)
+
+
+async def _guarded_async(hook: Hook, call: HookCall, done: Pending[Any]) -> None:
+    try:
+        done.set(await hook(call))
+    except BaseException:
+        logger.exception("Hook %s failed for session %s", call.hook, call.session.id)
+        done.set(None)
