@@ -91,6 +91,12 @@ class Mailbox:
         with self._lock:
             self._items.appendleft(Envelope(message))
 
+    def drop(self, unwanted: Callable[[Any], bool]) -> None:
+        """Forget messages that nobody may handle any more."""
+        with self._lock:
+            kept = [each for each in self._items if not unwanted(each.message)]
+            self._items = deque(kept)
+
     def get(self) -> Envelope[Any]:
         with self._lock:
             if self._items and self._left > 0 and not self._paused:

@@ -267,8 +267,13 @@ class SessionActor(PooledActor):
     def _must_wait(self, command: Any) -> bool:
         if self._batch is None:
             return False
+        reverted = (
+            self.state is not None and self._batch.state.info.revert != self.state.info.revert
+        )
         if type(command) is commands.SubmitPrompt:
-            return command.message_id in self._batch.accepted
+            return reverted or command.message_id in self._batch.accepted
+        if type(command) is commands.RequestCompaction:
+            return reverted
         return type(command) in (commands.RevertTo, commands.Reply)
 
     def _enriched(self, state: State, command: Any) -> Command:
@@ -283,6 +288,10 @@ class SessionActor(PooledActor):
             if state.info.revert is not None:
                 hidden = read.positions(self.session_id, state.info.revert.message_id)
                 changed = replace(changed, reverted=hidden or ())
+        elif type(command) is commands.RequestCompaction:
+            if state.info.revert is not None:
+                hidden = read.positions(self.session_id, state.info.revert.message_id)
+                changed = replace(command, reverted=hidden or ())
         elif type(command) is commands.RevertTo:
             hidden = read.positions(self.session_id, command.message_id)
             changed = replace(command, found=hidden is not None, hidden=hidden or ())
@@ -433,6 +442,8 @@ class SessionActor(PooledActor):
             )
         )
         batch.add(Request(recover, done), decision)
+        # Whatever executors of a dead incarnation still had to say is void.
+        self._mailbox.drop(lambda each: type(each) is Request and each.again)
         if facts:
             self._batch = batch
             self._mailbox.pause()

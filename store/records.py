@@ -143,6 +143,8 @@ class MessageTime(Record, frozen=True, kw_only=True):
 class UserMessage(Record, frozen=True, kw_only=True, tag_field="role", tag="user"):
     """A prompt's message, or a compaction's marker. ``turn`` is set when its turn starts.
 
+    ``withdrawn`` marks a prompt that was aborted before it started: no model sees it.
+
     Transcript order is ``(turn, order of creation)``; messages with no turn yet come last.
     """
 
@@ -153,6 +155,7 @@ class UserMessage(Record, frozen=True, kw_only=True, tag_field="role", tag="user
     agent: str | None = None
     model: ModelRef | None = None
     synthetic: bool = False
+    withdrawn: bool = False
 
     @property
     def role(self) -> Literal["user"]:
@@ -198,7 +201,7 @@ class Part(Record, frozen=True, kw_only=True, tag_field="type"):
 
     @property
     def type(self) -> str:
-        """Its kind, as on the wire: ``text``, ``tool``, ``step-start``, …"""
+        """Its kind, as on the wire: ``text``, ``tool``, ``compaction`` and so on."""
         return str(self.__struct_config__.tag)
 
 
@@ -255,7 +258,7 @@ class ToolCompleted(_ToolState, frozen=True, kw_only=True, tag="completed"):
 
 
 class ToolFailed(_ToolState, frozen=True, kw_only=True, tag="error"):
-    """``interrupted`` marks a call whose own outcome is unknown: abort, restart, crash, deadline."""
+    """``interrupted`` marks a call whose own outcome is unknown: abort, restart, crash, timeout."""
 
     input: dict[str, Any]
     error: str

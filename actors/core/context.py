@@ -92,7 +92,8 @@ def visible(
     for message, parts in history:
         if message.id == before or (revert is not None and message.id == revert.message_id):
             break
-        if message.turn is not None:
+        withdrawn = isinstance(message, UserMessage) and message.withdrawn
+        if message.turn is not None and not withdrawn:
             shown.append((message, parts))
     boundary = _last_compaction(shown)
     if boundary is None:

@@ -201,8 +201,8 @@ def _abort_one(d: Draft, message_id: str, reason: Reason) -> bool:
 
 
 def settle_waiting(d: Draft, entry: Entry, outcome: Outcome, reason: str) -> None:
-    """End a prompt that never started. Its message keeps a place after what was said before."""
-    d.put_message(replace(entry.message, turn=d.next_seq))
+    """End a prompt that never started. Its message stays in the transcript; no model sees it."""
+    d.put_message(replace(entry.message, turn=d.next_seq, withdrawn=True))
     prompt = replace(entry.prompt, outcome=outcome, reason=reason)
     d.emit(PromptSettled(session_id=d.session_id, info=prompt))
 

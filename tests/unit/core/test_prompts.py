@@ -374,3 +374,13 @@ def test_update_changes_what_is_given_and_nothing_twice() -> None:
     stage.prompt()
     assert stage.assistants()[0].model_id == "m"
     assert stage.assistants()[0].session_id == SESSION
+
+
+def test_a_prompt_aborted_before_it_started_is_never_shown_to_a_model() -> None:
+    stage = Stage()
+    stage.prompt("first")
+    waiting = stage.prompt("never mind")
+    stage.send(Abort(message_id=waiting))
+    stage.answer("done")
+    assert waiting in stage.rows.messages
+    assert said(stage) == ["first"]
