@@ -109,6 +109,7 @@ class Executor:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="understudy-context")
         self._lock = threading.Lock()
         self._todo: deque[tuple[str, Sequence[Effect]]] = deque()
+        self._unstarted: dict[str, int] = {}
         self._woken = False
         self._executions: dict[str, Execution] = {}
         self._asks: dict[str, Pending[Ask]] = {}
@@ -211,6 +212,7 @@ class Executor:
         """Start effects of a committed decision, in order."""
         with self._lock:
             self._todo.append((session_id, effects))
+            self._unstarted[session_id] = self._unstarted.get(session_id, 0) + 1
             if self._woken:
                 return
             self._woken = True
@@ -234,6 +236,12 @@ class Executor:
                     self._apply(session_id, effect)
                 except Exception:
                     logger.exception("Could not start %r", effect)
+            with self._lock:
+                left = self._unstarted[session_id] - 1
+                if left:
+                    self._unstarted[session_id] = left
+                else:
+                    del self._unstarted[session_id]
 
     def _apply(self, session_id: str, effect: Effect) -> None:
         match effect:
@@ -322,20 +330,12 @@ class Executor:
         if not self._closed:
             self._loop.run_in_executor(self._readers, self.host.abort_children, session_id, reason)
 
-    def running(self) -> dict[str, set[str]]:
-        """Ids of messages and parts that are being worked on, by session."""
-        done: Pending[dict[str, set[str]]] = Pending()
-        self._soon(
-            lambda: done.set({key: set(each.tasks) for key, each in self._executions.items()})
-        )
-        return done.get(timeout=5.0)
-
     def is_running(self, session_id: str, key: str) -> bool:
-        """Whether something works for a message or part. A racy look, for the watchdog."""
-        execution = self._executions.get(session_id)
-        if execution is not None and key in execution.tasks:
+        """Whether something works for a message or part, or soon will. For the watchdog."""
+        if session_id in self._unstarted:
             return True
-        return any(session_id == waiting for waiting, _ in list(self._todo))
+        execution = self._executions.get(session_id)
+        return execution is not None and key in execution.tasks
 
     def start_loop(self) -> None:
         self._thread.start()

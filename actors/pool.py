@@ -119,6 +119,12 @@ class Mailbox:
             self._scheduled = True
         self._dispatcher.schedule(self)
 
+    @property
+    def idle(self) -> bool:
+        """Nothing waits, runs or is being committed."""
+        with self._lock:
+            return not (self._items or self._scheduled or self._paused)
+
     def close_if_idle(self) -> bool:
         """Close unless anything is waiting or running."""
         with self._lock:

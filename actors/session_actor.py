@@ -196,6 +196,11 @@ class SessionActor(PooledActor):
             and not state.asks
         )
 
+    @property
+    def settled(self) -> bool:
+        """No message waits, is handled or is being committed."""
+        return self._batch is None and self._mailbox.idle
+
     # --- receiving -----------------------------------------------------------------------------
 
     def on_receive(self, message: Any) -> None:

@@ -53,7 +53,7 @@ class Upkeep:
         self._passivate_after_s = passivate_after_s
         self._handler_limit_s = handler_limit_s
         self._retention = retention
-        self._suspects: set[tuple[str, str]] = set()
+        self._suspects: dict[tuple[str, str], int] = {}
         self._due: dict[Callable[[], None], float] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="understudy-upkeep", daemon=True)
@@ -138,19 +138,26 @@ class Upkeep:
             )
 
     def _lost_executions(self) -> None:
-        """Close open steps that nobody works for, seen twice in a row."""
-        suspects = set()
+        """Close open steps that nobody works for.
+
+        Only what was seen twice without any change in between is lost: an execution that ended
+        may still have its report on the way, so a session with anything to do is left alone.
+        """
+        suspects: dict[tuple[str, str], int] = {}
         for actor in self._registry.actors():
-            if actor.state is None:
+            state = actor.state
+            if state is None or not actor.settled:
                 continue
-            for key, message_id in _work_of(actor.state):
+            for key, message_id in _work_of(state):
                 if self._runtime.executor.is_running(actor.session_id, key):
                     continue
-                if (actor.session_id, key) in self._suspects:
-                    logger.error("Nothing works for %s of %s", key, actor.session_id)
-                    self._runtime.tell_live(actor.session_id, ExecutionLost(message_id=message_id))
+                suspect = (actor.session_id, key)
+                if self._suspects.get(suspect) == state.seq:
+                    logger.error("Nothing works for %s of session %s", key, actor.session_id)
+                    lost = ExecutionLost(message_id=message_id)
+                    self._runtime.tell_live(actor.session_id, lost)
                 else:
-                    suspects.add((actor.session_id, key))
+                    suspects[suspect] = state.seq
         self._suspects = suspects
 
 

@@ -382,5 +382,6 @@ def test_a_prompt_aborted_before_it_started_is_never_shown_to_a_model() -> None:
     waiting = stage.prompt("never mind")
     stage.send(Abort(message_id=waiting))
     stage.answer("done")
+    stage.prompt("next")
     assert waiting in stage.rows.messages
-    assert said(stage) == ["first"]
+    assert said(stage) == ["first", "next"]
