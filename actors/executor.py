@@ -386,10 +386,12 @@ class Executor:
             await loop.shutdown_asyncgens()
             loop.stop()
 
-        try:
-            loop.call_soon_threadsafe(lambda: loop.create_task(wind_up()))
-        except RuntimeError:
+        if not thread.is_alive():
+            if last is not None:
+                last.close()
+            loop.close()
             return True
+        loop.call_soon_threadsafe(lambda: loop.create_task(wind_up()))
         thread.join(timeout_s)
         if thread.is_alive():
             return False

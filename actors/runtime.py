@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -21,7 +22,7 @@ from understudy.actors.core.commands import Abort, Command, Reason, Reply
 from understudy.actors.core.forking import fork_facts
 from understudy.actors.core.state import CompactionRules, Limits, Moment, Rules, State
 from understudy.actors.executor import Executor
-from understudy.actors.handles import Done, Records, in_event_loop
+from understudy.actors.handles import Done, Records, TranscriptMessage, in_event_loop
 from understudy.actors.hooks import Hook, HookCall, Hooks, inside_hook
 from understudy.actors.models.configured import model_from
 from understudy.actors.outcomes import Outcomes
@@ -150,7 +151,7 @@ class Runtime:
             output_limit=first.output_limit,
         )
         self.clock: Clock = clock or SystemClock()
-        self.recovered: list[RecoveryReport] = []
+        self.recovered: deque[RecoveryReport] = deque(maxlen=10_000)
         self._chance = random.Random(seed)
         self._count = 0
         self.id = self.new_id("rtm")
@@ -234,7 +235,7 @@ class Runtime:
         return [
             (session_id, self._registry.wake(session_id))
             for session_id, owner in unfinished
-            if owner not in alive
+            if owner not in alive or owner == self.id
         ]
 
     def close(self, *, drain_s: float = 0.0, timeout_s: float = 5.0) -> bool:
@@ -340,6 +341,7 @@ class Runtime:
         ``session_id`` may be chosen; after a delete it starts empty. Raises ``SessionExists``,
         ``SessionNotFound`` (of the parent), ``InvalidInput``, ``StoreError``.
         """
+        self._must_be_open()
         now = self.clock.wall_ms()
         internal = internal or inside_hook() is not None
         info = SessionRecord(
@@ -376,7 +378,6 @@ class Runtime:
         facts: tuple[AnyFact, ...],
         pending: Pending[SessionRecord],
     ) -> None:
-        self._must_be_open()
 
         def done(claimed: Claimed | None, _: list[Event], error: BaseException | None) -> None:
             if claimed is None:
@@ -728,7 +729,16 @@ class Runtime:
             call = HookCall(
                 hook=hook, session=self._handle_of(info), message_id=message_id, outcome=outcome
             )
-            self.executor.workers.submit(lambda: self.hooks.fire(call, internal=False))
+            self.executor.workers.submit(lambda: self._fire_now(call))
+
+    def _fire_now(self, call: HookCall) -> None:
+        if call.message_id is not None:
+            prompt, _ = self.store.read.prompt(call.session.id, call.message_id)
+            if prompt is not None and prompt.reply_id is not None:
+                pair = self.store.read.message(call.session.id, prompt.reply_id)
+                text = TranscriptMessage(*pair).text if pair is not None else ""
+                call = msgspec.structs.replace(call, text=text)
+        self.hooks.fire(call, internal=False)
 
     def _after_turn(self, event: Event) -> None:
         fact = event.data

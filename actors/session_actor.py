@@ -356,6 +356,11 @@ class SessionActor(PooledActor):
 
     def _not_stored(self, batch: _Batch, error: UnderstudyError) -> None:
         """Nothing was written. Callers are told; what executors said is tried again."""
+        if any(type(request.command) is Recover for request in batch.requests):
+            # Not whole: nothing may be handled. The next command, or upkeep, tries again.
+            self._dead = True
+            self._around.actor_ended(self.session_id, self._mailbox, error)
+            return
         again = [request for request in batch.requests if request.again]
         for reply, _, refusal in batch.replies:
             if not any(request.reply is reply for request in again):
@@ -381,7 +386,7 @@ class SessionActor(PooledActor):
         self._around.executor.cancel(self.session_id, "lost")
         self._around.publisher.cut(self.session_id)
         for request in reversed(batch.requests):
-            if not request.again:
+            if not request.again and type(request.command) is not Recover:
                 self._mailbox.put_back(request)
         self._around.actor_ended(self.session_id, self._mailbox, None)
 

@@ -104,6 +104,8 @@ class Upkeep:
         dropped = self._registry.passivate(self._passivate_after_s)
         if dropped:
             self._runtime.store.release(dropped)
+            for session_id, _ in dropped:
+                self._runtime.executor.forget(session_id)
 
     def _foreign_events(self) -> None:
         """Events that other processes committed."""
@@ -111,10 +113,8 @@ class Upkeep:
             self._runtime.publisher.poll()
 
     def _orphans(self) -> None:
-        """Sessions of runtimes that died while this one lives."""
-        others = {each[0] for each in self._runtime.store.read.runtimes()} - {self._runtime.id}
-        if others:
-            self._runtime.recover_orphans()
+        """Sessions of runtimes that died while this one lives, and what could not be recovered."""
+        self._runtime.recover_orphans()
 
     def _sweep(self) -> None:
         self._runtime.tracker.sweep()

@@ -35,7 +35,10 @@ WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
 def check_path(path: str | os.PathLike[str]) -> Path:
     """The path of a database file, made absolute, or a typed error about it."""
-    text = os.fspath(path)
+    try:
+        text = os.fspath(path)
+    except TypeError as error:
+        raise InvalidInput(f"a path, not {type(path).__name__}", field="path") from error
     if not isinstance(text, str) or not text or text.startswith((":memory:", "file:")):
         raise InvalidInput(f"a database is a file; {text!r} is not a path to one", field="path")
     if "\0" in text:
