@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -198,31 +199,34 @@ class CallRun:
         tool = self._tool
         if tool is None:
             return self._failed(f"There is no tool called {self._part.tool}")
-        limit_s = tool.timeout_s or self._executor.rules.limits.tool_s
         try:
             given = tool.parse(msgspec.json.encode(self._part.state.input).decode())
-            work = self._run_async(tool, given) if tool.is_async else self._run_sync(tool, given)
-            async with asyncio.timeout(limit_s) as limit:
-                value = await work
-        except TimeoutError:
-            if not limit.expired():
-                return self._failed("TimeoutError: the tool itself timed out")
-            self.context.cancel("timeout")
-            return self._failed(f"Tool execution timed out after {limit_s:g} s", interrupted=True)
-        except ToolError as error:
-            return self._failed(str(error))
-        if isinstance(value, BaseException):
-            return self._raised(value)
-        try:
+            value = await self._value(tool, given)
+            if isinstance(value, BaseException):
+                return self._raised(value)
             result = tool.render(value)
         except ToolError as error:
             return self._failed(str(error))
+        except TimeoutError as error:
+            return self._failed(str(error), interrupted=True)
         return ToolFinished(
             part_id=self._part.id,
             output=result.output,
             title=result.title,
             metadata=result.metadata,
         )
+
+    async def _value(self, tool: Tool, given: dict[str, Any]) -> Any:
+        """What the tool returned or raised. Raises ``TimeoutError`` past its time."""
+        limit_s = tool.timeout_s or self._executor.rules.limits.tool_s
+        try:
+            async with asyncio.timeout(limit_s):
+                if tool.is_async:
+                    return await self._run_async(tool, given)
+                return await self._run_sync(tool, given)
+        except TimeoutError:
+            self.context.cancel("timeout")
+            raise TimeoutError(f"Tool execution timed out after {limit_s:g} s") from None
 
     def _failed(self, error: str, *, interrupted: bool = False) -> ToolFinished:
         return ToolFinished(part_id=self._part.id, error=error, interrupted=interrupted)
@@ -296,7 +300,5 @@ def _tell(loop: asyncio.AbstractEventLoop, finished: asyncio.Future[Any], value:
         if not finished.done():
             finished.set_result(value)
 
-    try:
+    with suppress(RuntimeError):  # the runtime closed meanwhile: nobody waits
         loop.call_soon_threadsafe(settle)
-    except RuntimeError:
-        pass  # the runtime closed meanwhile: nobody waits

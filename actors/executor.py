@@ -284,9 +284,9 @@ class Executor:
         if execution.tasks.get(key) is task:
             del execution.tasks[key]
             execution.contexts.pop(key, None)
-        if not execution.tasks and execution.turn_timer is None:
-            if self._executions.get(session_id) is execution:
-                del self._executions[session_id]
+        over = not execution.tasks and execution.turn_timer is None
+        if over and self._executions.get(session_id) is execution:
+            del self._executions[session_id]
         if not task.cancelled() and (error := task.exception()) is not None:
             # Whoever waits for this is told by the watchdog: the execution is gone.
             logger.error("An execution of session %s died", session_id, exc_info=error)

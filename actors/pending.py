@@ -6,6 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pykka
@@ -19,8 +20,10 @@ T = TypeVar("T")
 
 
 class Pending(pykka.Future[T]):
-    """A pykka future on one raw lock, with callbacks. The first outcome counts; later ones are
-    ignored, because a watchdog and a late handler may both answer.
+    """A pykka future on one raw lock, with callbacks.
+
+    The first outcome counts; later ones are ignored, because a watchdog and a late handler may
+    both answer.
     """
 
     __slots__ = ("_callbacks", "_done", "_error", "_lock", "_value")
@@ -96,10 +99,8 @@ class Pending(pykka.Future[T]):
             settled = loop.create_future()
 
             def wake(_: Pending[T]) -> None:
-                try:
+                with suppress(RuntimeError):  # the loop that waited is closed
                     loop.call_soon_threadsafe(_set_if_waiting, settled)
-                except RuntimeError:
-                    pass  # the loop that waited is closed
 
             self.then(wake)
             try:

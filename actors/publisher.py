@@ -177,20 +177,22 @@ class Publisher:
             if subscription.deltas:
                 subscription.push((event,))
 
-    def live_text(self, session_id: str | None) -> list[Event]:
-        """Where every open part's text stands, for a subscriber that joins late."""
+    def join(self, subscription: Subscription) -> None:
+        """Let a subscriber that has caught up follow live, from where every open text stands."""
         with self._lock:
+            session_id = subscription.session_id
             streams = (
                 list(self._streams.values())
                 if session_id is None
                 else [s for s in (self._streams.get(session_id),) if s is not None]
             )
             now = self._wall_ms()
-            return [
+            live = [
                 Event(fact.type, fact.session_id, None, None, now, fact)
                 for stream in streams
                 for fact in stream.text_so_far()
             ]
+            subscription.joined(live if subscription.deltas else ())
 
 
 class SignalPump:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import msgspec
 from pykka._envelope import Envelope
@@ -74,7 +74,7 @@ T = TypeVar("T")
 class Runtime:
     """Sessions on one database file, whole again when this has started.
 
-    Use it as a context manager, in a thread or with ``async with``; or call ``start`` and ``close``.
+    A context manager, in a thread or with ``async with``; or call ``start`` and ``close``.
 
     Args:
         path: the database file; made if it is not there.
@@ -292,8 +292,9 @@ class Runtime:
             except UnderstudyError as error:
                 logger.warning("A turn could not be ended at close: %s", error)
 
-    def __enter__(self) -> Runtime:
-        return self.start()
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
     def __exit__(
         self,
@@ -303,10 +304,11 @@ class Runtime:
     ) -> None:
         self.close()
 
-    async def __aenter__(self) -> Runtime:
+    async def __aenter__(self) -> Self:
         pending: Pending[Runtime] = Pending()
         self.in_background(self.start, pending)
-        return await pending.wait()
+        await pending.wait()
+        return self
 
     async def __aexit__(
         self,
@@ -441,8 +443,9 @@ class Runtime:
         limit: int | None = 100,
         offset: int = 0,
     ) -> Records[Session]:
-        """Sessions, newest first, a page at a time. For ``archived`` and ``internal`` None means
-        either.
+        """Sessions, newest first, a page at a time.
+
+        ``archived`` and ``internal`` choose those that are, those that are not, or (None) either.
         """
         if (limit is not None and limit < 0) or offset < 0:
             raise InvalidInput("limit and offset are not negative", field="limit")
@@ -549,7 +552,7 @@ class Runtime:
     def asks(self) -> Records[Ask]:
         """Permissions and questions of all sessions that wait for a person, oldest first."""
         records: Records[Ask] = Records()
-        return records._begin(self.background(lambda: self.store.read.asks()), self.timeout_s(None))
+        return records._begin(self.background(self.store.read.asks), self.timeout_s(None))
 
     def reply(
         self,
@@ -743,15 +746,15 @@ class Runtime:
     def _after_turn(self, event: Event) -> None:
         fact = event.data
         if type(fact) is PromptSettled:
-            if self.hooks.wanted("after_turn") and not fact.info.quiet:
-                actor = self._registry.actor(event.session_id)
-                if actor is not None and actor.state is not None:
-                    self._fire(
-                        "after_turn",
-                        actor.state.info,
-                        message_id=fact.info.message_id,
-                        outcome=fact.info.outcome,
-                    )
+            actor = self._registry.actor(event.session_id)
+            wanted = self.hooks.wanted("after_turn") and not fact.info.quiet
+            if wanted and actor is not None and actor.state is not None:
+                self._fire(
+                    "after_turn",
+                    actor.state.info,
+                    message_id=fact.info.message_id,
+                    outcome=fact.info.outcome,
+                )
 
     def tell_live(
         self, session_id: str, command: Command, done: Pending[Any] | None = None

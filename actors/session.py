@@ -142,6 +142,7 @@ class Session(Handle):
             tools: which tools this turn may use, by name; ``{"*": False, "read": True}``.
             model: "provider/model" of one of the runtime's models.
             agent: a label kept on the messages.
+            timeout_s: how long to wait for the acceptance, if not the runtime's usual time.
 
         Raises:
             InvalidInput, SessionNotFound, SessionBusy, SessionQuarantined, SessionClaimed,

@@ -324,7 +324,7 @@ class SessionActor(PooledActor):
         self._around.store.commit(change, self._committed)
 
     def _committed(self, _result: Any, _events: list[Event], error: BaseException | None) -> None:
-        """The commit's outcome, in the writer's thread. The mailbox is paused, nothing else runs."""
+        """The commit's outcome, in the writer's thread; the paused mailbox runs nothing else."""
         batch, self._batch = self._batch, None
         if self._dead or batch is None:
             return

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 from tenacity import (
@@ -257,10 +258,8 @@ class ModelStream:
         loop = asyncio.get_running_loop()
 
         def committed(_: Pending[Any]) -> None:
-            try:
+            with suppress(RuntimeError):  # the runtime closed meanwhile
                 loop.call_soon_threadsafe(self._flushed, sizes)
-            except RuntimeError:
-                pass  # the runtime closed meanwhile
 
         done.then(committed)
         self._executor.send(
@@ -312,7 +311,7 @@ class _Silence:
     def broken(self) -> None:
         self._last_s = self._loop.time()
 
-    async def __aenter__(self) -> _Silence:
+    async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
         self._last_s = self._loop.time()
         self._timer = self._loop.call_later(self._limit_s, self._look)

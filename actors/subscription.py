@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
-from understudy.errors import InvalidInput
+from understudy.errors import InvalidInput, RuntimeClosed
 from understudy.store.events import Event, Fact
 
 if TYPE_CHECKING:
@@ -65,23 +68,16 @@ class Subscription:
         self._publisher = publisher
         self._limit = limit
         self._condition = threading.Condition(threading.Lock())
+        self._reading = threading.Lock()
         self._buffer: deque[Event] = deque()
         self._replay: deque[Event] = deque()
-        self._behind = False
         self._dropped = 0
         self._closed = False
         self._wakers: list[Callable[[], None]] = []
+        self._told_gap = -1
         self.cursor = publisher.cursor if after is None else after
         self._behind = after is not None
         publisher.add(self)
-        if after is not None:
-            self._note_gap(after)
-
-    def _note_gap(self, after: int) -> None:
-        oldest, _ = self._publisher.journal.cursors()
-        if oldest > after + 1 and after >= 0 and oldest > 1:
-            fact = EventsGap(session_id=self.session_id or "", after=after, oldest=oldest)
-            self._replay.append(Event(GAP, fact.session_id, None, None, 0, fact))
 
     # --- from the publisher --------------------------------------------------------------------
 
@@ -110,18 +106,21 @@ class Subscription:
     def poll(self) -> Event | None:
         """The next event, or None if there is none yet. May read the journal."""
         while True:
+            event = self._take()
+            if event is not None or not self._behind:
+                return event
+            self._catch_up()
+
+    def _take(self) -> Event | None:
+        """The next event at hand."""
+        while True:
             if self._replay:
                 event = self._replay.popleft()
             else:
                 with self._condition:
-                    behind = self._behind
-                    if not behind:
-                        if not self._buffer:
-                            return None
-                        event = self._buffer.popleft()
-                if behind:
-                    self._catch_up()
-                    continue
+                    if self._behind or not self._buffer:
+                        return None
+                    event = self._buffer.popleft()
             if event.cursor is not None:
                 if event.cursor <= self.cursor:
                     continue
@@ -131,29 +130,56 @@ class Subscription:
 
     def _catch_up(self) -> None:
         """Read a page of the journal; when the end is near, follow live again."""
-        with self._condition:
-            if self._dropped:
-                fact = EventsOverflow(
-                    session_id=self.session_id or "", cursor=self.cursor, dropped=self._dropped
-                )
-                self._replay.append(Event(OVERFLOW, fact.session_id, None, None, 0, fact))
-                self._dropped = 0
-            # From here on live events are buffered; what the page also has is skipped later.
-            self._behind = False
-        page = self._publisher.journal.events(
-            after=self.cursor, limit=_PAGE, session_id=self.session_id
-        )
-        self._replay.extend(page)
-        if len(page) == _PAGE:
+        with self._reading:
             with self._condition:
-                self._buffer.clear()
-                self._behind = True
-            return
-        if self.deltas:
-            self._replay.extend(self._publisher.live_text(self.session_id))
+                if not self._behind:
+                    return
+                # From here on live events are buffered; what the page also has is skipped later.
+                self._behind = False
+            try:
+                page = self._page()
+            except RuntimeClosed:
+                return  # that is the end of it
+            except BaseException:
+                self._fall_behind()
+                raise
+            self._replay.extend(page)
+            if len(page) >= _PAGE:
+                self._fall_behind()
+            else:
+                self._publisher.join(self)
+
+    def _page(self) -> list[Event]:
+        """What comes next in the journal, after what has to be said about it."""
+        journal = self._publisher.journal
+        page = journal.events(after=self.cursor, limit=_PAGE, session_id=self.session_id)
+        session_id = self.session_id or ""
+        notes: list[Fact] = []
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            notes.append(EventsOverflow(session_id=session_id, cursor=self.cursor, dropped=dropped))
+        oldest, _ = journal.cursors()
+        if 0 <= self.cursor < oldest - 1 and self.cursor != self._told_gap:
+            self._told_gap = self.cursor
+            notes.append(EventsGap(session_id=session_id, after=self.cursor, oldest=oldest))
+        return [*(Event(note.type, session_id, None, None, 0, note) for note in notes), *page]
+
+    def _fall_behind(self) -> None:
+        with self._condition:
+            self._buffer.clear()
+            self._behind = True
+
+    def joined(self, live: Sequence[Event]) -> None:
+        """Follow live from here: ``live`` says where every open text stands, so that the deltas
+        buffered so far are part of it. Called by the publisher, under its lock.
+        """
+        with self._condition:
+            facts = [event for event in self._buffer if event.cursor is not None]
+            self._buffer = deque([*facts, *live])
 
     def next(self, timeout_s: float | None = None) -> Event | None:
         """Wait for the next event; None after ``timeout_s``, or at the end."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             event = self.poll()
             if event is not None:
@@ -161,23 +187,28 @@ class Subscription:
             with self._condition:
                 if self._buffer or self._behind:
                     continue
-                if self._closed or not self._condition.wait(timeout_s):
+                left_s = None if deadline is None else deadline - time.monotonic()
+                if self._closed or (left_s is not None and left_s <= 0):
                     return None
+                self._condition.wait(left_s)
 
     async def next_async(self) -> Event | None:
         """Wait for the next event in this event loop; None at the end."""
         loop = asyncio.get_running_loop()
         while True:
-            event = self.poll() if not self._behind else await asyncio.to_thread(self.poll)
+            event = self._take()
             if event is not None:
                 return event
+            if self._behind:
+                await asyncio.to_thread(self._catch_up)
+                continue
             woken = loop.create_future()
             with self._condition:
                 if self._buffer or self._behind:
                     continue
                 if self._closed:
                     return None
-                self._wakers.append(lambda: _wake_loop(loop, woken))
+                self._wakers.append(partial(_wake_loop, loop, woken))
             await woken
 
     def __iter__(self) -> Iterator[Event]:
@@ -197,7 +228,7 @@ class Subscription:
             self._closed = True
             self._wake()
 
-    def __enter__(self) -> Subscription:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -208,7 +239,7 @@ class Subscription:
     ) -> None:
         self.close()
 
-    async def __aenter__(self) -> Subscription:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -221,10 +252,8 @@ class Subscription:
 
 
 def _wake_loop(loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:
-    try:
+    with suppress(RuntimeError):  # the loop that waited is closed
         loop.call_soon_threadsafe(_settle, woken)
-    except RuntimeError:
-        pass  # the loop that waited is closed
 
 
 def _settle(woken: asyncio.Future[None]) -> None:

@@ -429,8 +429,8 @@ def _decoded(decode: Callable[[bytes], T], rows: Sequence[tuple[Any, ...]], kind
     for row in rows:
         try:
             records.append(decode(row[-1]))
-        except (msgspec.DecodeError, TypeError) as error:
-            logger.error("A damaged %s row was left out (%s): %.80r", kind, error, row)
+        except (msgspec.DecodeError, TypeError):
+            logger.exception("A damaged %s row was left out: %.80r", kind, row)
     return records
 
 
