@@ -51,8 +51,13 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def connect(path: Path, *, durability: Durability = "full", reader: bool = False) -> SqliteDatabase:
-    """One connection, usable from any thread, by one at a time."""
+def connect(
+    path: Path, *, durability: Durability = "full", reader: bool = False, readonly: bool = False
+) -> SqliteDatabase:
+    """One connection, usable from any thread, by one at a time.
+
+    A ``reader`` makes no changes; a ``readonly`` one cannot, and never checkpoints either.
+    """
     pragmas: dict[str, object] = {
         "busy_timeout": int(BUSY_TIMEOUT_S * 1000),
         "synchronous": durability.upper(),
@@ -63,7 +68,8 @@ def connect(path: Path, *, durability: Durability = "full", reader: bool = False
     if reader:
         pragmas["query_only"] = 1
     database = SqliteDatabase(
-        str(path),
+        f"{path.as_uri()}?mode=ro" if readonly else str(path),
+        uri=readonly,
         pragmas=pragmas,
         lock_type="IMMEDIATE",
         timeout=BUSY_TIMEOUT_S,
@@ -98,6 +104,29 @@ def prepare(path: Path, *, durability: Durability = "full") -> SqliteDatabase:
         database.close()
         raise
     return database
+
+
+def check_existing(path: str | os.PathLike[str]) -> Path:
+    """The path of a database that is there, is ours, and has our schema; it is not touched.
+
+    Raises ``StoreUnreadable``, or ``StoreTooNew``.
+    """
+    file = check_path(path)
+    if not file.is_file():
+        raise StoreUnreadable(f"There is no database {file}", path=str(file))
+    database = connect(file, reader=True, readonly=True)
+    try:
+        with translated(file):
+            _check_ours(database, file)
+            version = database.pragma("user_version")
+    finally:
+        database.close()
+    if version < SCHEMA_VERSION:
+        raise StoreUnreadable(
+            f"{file} has schema {version}: open it with a runtime once, to bring it up to date",
+            path=str(file),
+        )
+    return file
 
 
 def _check_ours(database: SqliteDatabase, path: Path) -> None:

@@ -7,6 +7,7 @@ row does not hide its session.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 import msgspec
 
 from understudy.errors import InvalidInput, RuntimeClosed
-from understudy.store.database import Durability, connect, translated
+from understudy.store.database import Durability, check_existing, connect, translated
 from understudy.store.events import Event, decode_fact
 from understudy.store.records import (
     AnyPart,
@@ -68,12 +69,26 @@ class Unfinished(msgspec.Struct, frozen=True):
     summarised: dict[str, str] = {}
 
 
-class Reads:
-    """Every query of the store. Safe from any thread."""
+def open_readonly(path: str | os.PathLike[str]) -> Reads:
+    """The queries of a database that is there, without opening a store. Close it when done.
 
-    def __init__(self, path: Path, *, durability: Durability) -> None:
+    Safe beside a live runtime. Raises ``StoreUnreadable``, ``StoreTooNew``, ``InvalidInput``.
+    """
+    return Reads(check_existing(path), readonly=True)
+
+
+class Reads:
+    """Every query of the store. Safe from any thread.
+
+    ``readonly`` looks at a file that may be somebody else's without a trace.
+    """
+
+    def __init__(
+        self, path: Path, *, durability: Durability = "full", readonly: bool = False
+    ) -> None:
         self._path = path
         self._durability: Durability = durability
+        self._readonly = readonly
         self._idle: queue.LifoQueue[SqliteDatabase] = queue.LifoQueue()
         self._slots: queue.SimpleQueue[bool] = queue.SimpleQueue()
         for _ in range(_READERS):
@@ -90,7 +105,12 @@ class Reads:
             try:
                 database = self._idle.get_nowait()
             except queue.Empty:
-                database = connect(self._path, durability=self._durability, reader=True)
+                database = connect(
+                    self._path,
+                    durability=self._durability,
+                    reader=True,
+                    readonly=self._readonly,
+                )
             try:
                 with translated(self._path):
                     yield database.connection()
@@ -291,6 +311,18 @@ class Reads:
                 "SELECT data FROM inbox WHERE session_id = ? ORDER BY seq", (session_id,)
             ).fetchall()
         return _decoded(_prompt.decode, rows, "prompt")
+
+    def accepted_after(self, session_id: str, message_id: str) -> int:
+        """The cursor before a prompt's first event; 0 when the journal does not know it."""
+        with self.connection() as c:
+            row = c.execute(
+                "SELECT j.cursor - 1 FROM inbox i LEFT JOIN message m "
+                "ON m.session_id = i.session_id AND m.id = i.message_id JOIN journal j "
+                "ON j.session_id = i.session_id AND j.seq = coalesce(m.seq, i.seq) "
+                "WHERE i.session_id = ? AND i.message_id = ?",
+                (session_id, message_id),
+            ).fetchone()
+        return row[0] if row else 0
 
     def ask(self, session_id: str, ask_id: str) -> Ask | None:
         with self.connection() as c:
