@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import mimetypes
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, get_args
@@ -39,6 +41,15 @@ def text(field: str, value: object, *, limit: int | None = None) -> str:
 
 def title(value: object) -> str:
     return text("title", value, limit=_TITLE_LIMIT)
+
+
+def seconds(field: str, value: object) -> float | None:
+    """A time to wait, 0 or more; None, or infinity, is as long as it takes."""
+    if value is None or value == math.inf:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise InvalidInput(f"{field} is 0 s or more, not {value!r}", field=field)
+    return min(float(value), threading.TIMEOUT_MAX)
 
 
 def metadata(value: object) -> dict[str, Any]:

@@ -80,11 +80,16 @@ class Handle:
         return self._wait().__await__()
 
     def __del__(self) -> None:
-        pending = self._pending
-        if pending is not None and not self._looked and pending.done and pending.error is not None:
-            logger.error(
-                "A %s was never awaited, and failed: %s", type(self).__name__, pending.error
-            )
+        if self._pending is not None and not self._looked:
+            self._pending.then(_report(type(self).__name__))
+
+
+def _report(name: str) -> Callable[[Pending[Any]], None]:
+    def report(pending: Pending[Any]) -> None:
+        if pending.error is not None:
+            logger.error("A %s was never awaited, and failed: %s", name, pending.error)
+
+    return report
 
 
 class Done(Handle):

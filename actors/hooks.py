@@ -21,7 +21,7 @@ from understudy.actors.pending import Pending
 from understudy.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from understudy.actors.runtime import Runtime
+    from understudy.actors.engine import Engine
     from understudy.actors.session import Session
 
 logger = logging.getLogger("understudy.hooks")
@@ -74,12 +74,12 @@ class Hooks:
 
     def __init__(
         self,
-        runtime: Runtime,
+        engine: Engine,
         hooks: Mapping[str, Hook | Iterable[Hook]] | None,
         *,
         hook_s: float,
     ) -> None:
-        self._runtime = runtime
+        self._engine = engine
         self._hook_s = hook_s
         self._hooks: dict[str, tuple[Hook, ...]] = {}
         for name, given in (hooks or {}).items():
@@ -99,7 +99,7 @@ class Hooks:
         """The gate: whether a hook of this session runs. Costs no write and no model call."""
         if hook not in self._hooks or internal:
             return False
-        return self._runtime.tracker.gate(hook, session_id).action == "run"
+        return self._engine.tracker.gate(hook, session_id).action == "run"
 
     def fire(self, call: HookCall, *, internal: bool) -> None:
         """Run a hook that nobody waits for."""
@@ -130,13 +130,13 @@ class Hooks:
         context = contextvars.copy_context()
         context.run(_inside.set, call.hook)
         if inspect.iscoroutinefunction(hook):
-            loop = self._runtime.executor.tools_loop()
+            loop = self._engine.executor.tools_loop()
             coroutine = _guarded_async(hook, call, done)
             loop.call_soon_threadsafe(
                 lambda: loop.create_task(coroutine, context=context), context=context
             )
         else:
-            self._runtime.executor.workers.submit(lambda: context.run(_guarded, hook, call, done))
+            self._engine.executor.workers.submit(lambda: context.run(_guarded, hook, call, done))
         return done
 
 

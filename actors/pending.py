@@ -118,6 +118,13 @@ def _set_if_waiting(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+def failing(other: Pending[Any]) -> Pending[Any]:
+    """A pending whose failure is that of ``other``; its value is nobody's."""
+    pending: Pending[Any] = Pending()
+    pending.then(lambda done: other.fail(done.error) if done.error is not None else None)
+    return pending
+
+
 def settled(value: T) -> Pending[T]:
     pending: Pending[T] = Pending()
     pending.set(value)

@@ -18,9 +18,10 @@ from understudy.actors.core.commands import (
     UpdateSession,
 )
 from understudy.actors.handles import Done, Handle, Records, Reply, TranscriptMessage
-from understudy.actors.pending import Pending
+from understudy.actors.pending import Pending, failing
 from understudy.actors.session_actor import Crash
 from understudy.errors import (
+    CommandTimeout,
     CompactionFailed,
     SessionNotFound,
     TurnAborted,
@@ -149,35 +150,39 @@ class Session(Handle):
             PromptConflict, StoreError, RuntimeClosed, CommandTimeout.
         """
         runtime = self._runtime
+        given.seconds("timeout_s", timeout_s)
         command = given.prompt_command(
             prompt,
-            limit_bytes=runtime.rules.limits.prompt_bytes,
+            limit_bytes=runtime.engine.rules.limits.prompt_bytes,
             message_id=message_id,
             when_busy=when_busy,
             system=system,
             tools=tools,
-            model=runtime.model_ref(model),
+            model=runtime.engine.model_ref(model),
             agent=agent,
         )
         turn = Turn(self, message_id)
-        return turn._begin(runtime.send(self.id, command), runtime.timeout_s(timeout_s))
+        return turn._begin(
+            runtime.engine.send(self.id, command), runtime.engine.timeout_s(timeout_s)
+        )
 
     def turn(self, message_id: str) -> Turn:
         """The turn of a prompt that was accepted before."""
         runtime = self._runtime
         return Turn(self, message_id)._begin(
-            runtime.background(lambda: self._known_prompt(message_id)), runtime.timeout_s(None)
+            runtime.engine.background(lambda: self._known_prompt(message_id)),
+            runtime.engine.timeout_s(None),
         )
 
     def _known_prompt(self, message_id: str) -> Prompt:
-        prompt, _ = self._runtime.store.read.prompt(self.id, message_id)
+        prompt, _ = self._runtime.engine.store.read.prompt(self.id, message_id)
         if prompt is None:
             raise given.no_message(self.id, message_id)
         return prompt
 
     def prompts(self) -> Records[Prompt]:
         """Every prompt the session accepted, with its outcome, oldest first."""
-        return self._read(Records(), lambda: self._runtime.store.read.prompts(self.id))
+        return self._read(Records(), lambda: self._runtime.engine.store.read.prompts(self.id))
 
     # --- commands ------------------------------------------------------------------------------
 
@@ -202,7 +207,12 @@ class Session(Handle):
 
     def fork(self, *, before: str | None = None, title: str | None = None) -> Session:
         """A new session with a copy of the history, up to a message."""
-        return self._runtime.fork_session(self.id, before=before, title=title)
+        engine = self._runtime.engine
+        fork_id = engine.new_id("ses")
+        pending: Pending[SessionRecord] = Pending()
+        name = None if title is None else given.title(title)
+        engine.fork(self.id, fork_id, pending, before=before, title=name)
+        return Session(self._runtime, fork_id)._begin(pending, engine.timeout_s(None))
 
     def update(
         self,
@@ -220,7 +230,7 @@ class Session(Handle):
             if directory is msgspec.UNSET
             else given.text("directory", directory),
             metadata=msgspec.UNSET if metadata is msgspec.UNSET else given.metadata(metadata),
-            model=model if model is msgspec.UNSET else self._runtime.model_ref(model),
+            model=model if model is msgspec.UNSET else self._runtime.engine.model_ref(model),
             permission=(
                 msgspec.UNSET
                 if permissions is msgspec.UNSET
@@ -231,7 +241,7 @@ class Session(Handle):
 
     def archive(self, archived: bool = True) -> Session:  # noqa: FBT001, FBT002 - reads as said
         """Take the session out of the usual listing, or put it back."""
-        now = self._runtime.clock.wall_ms() if archived else None
+        now = self._runtime.engine.clock.wall_ms() if archived else None
         return self._command(self, UpdateSession(archived=now))
 
     def delete(self, *, missing_ok: bool = False) -> Done:
@@ -240,11 +250,18 @@ class Session(Handle):
         Raises ``SessionNotFound`` if it is not there, unless ``missing_ok``; ``SessionClaimed``
         if another live runtime works on it or a child.
         """
-        return self._runtime.delete_session(self.id, missing_ok=missing_ok)
+        engine = self._runtime.engine
+        pending: Pending[int] = Pending()
+        engine.delete(self.id, pending, missing_ok=missing_ok)
+        return Done()._begin(pending, engine.timeout_s(None))
 
     def reset(self) -> Done:
         """Let a quarantined session run again. True if it was quarantined."""
-        return self._runtime.reset_session(self.id)
+        engine = self._runtime.engine
+        engine.must_be_open()
+        pending: Pending[bool] = Pending()
+        engine.reset(self.id, pending)
+        return Done()._begin(pending, engine.timeout_s(None))
 
     def _crash(self, reason: str = "crash on request") -> Done:
         """Make the session's actor die, as a bug would. For chaos and tests."""
@@ -254,7 +271,7 @@ class Session(Handle):
 
     def refresh(self) -> Session:
         """Look at the session again. Raises ``SessionNotFound``."""
-        return self._read(self, lambda: self._runtime.record_of(self.id))
+        return self._read(self, lambda: self._runtime.engine.record_of(self.id))
 
     def messages(
         self, *, limit: int | None = None, before: str | None = None
@@ -263,16 +280,16 @@ class Session(Handle):
         records: Records[TranscriptMessage] = Records(lambda pair: TranscriptMessage(*pair))
 
         def read() -> Any:
-            pairs = self._runtime.store.read.messages(self.id, limit=limit, before=before)
+            pairs = self._runtime.engine.store.read.messages(self.id, limit=limit, before=before)
             if not pairs:
-                self._runtime.record_of(self.id)
+                self._runtime.engine.record_of(self.id)
             return pairs
 
         return self._read(records, read)
 
     def status(self) -> SessionStatus:
         """What the session is doing. Agrees with its transcript."""
-        return self._read(SessionStatus(), lambda: self._runtime.status_of(self.id))
+        return self._read(SessionStatus(), lambda: self._runtime.engine.status_of(self.id))
 
     def children(self) -> Records[Session]:
         """Sessions whose parent this is."""
@@ -280,7 +297,7 @@ class Session(Handle):
 
     def asks(self) -> Records[Ask]:
         """Permissions and questions of this session that wait for a person."""
-        return self._read(Records(), lambda: self._runtime.store.read.asks(self.id))
+        return self._read(Records(), lambda: self._runtime.engine.store.read.asks(self.id))
 
     def events(self, *, after: int | None = None, deltas: bool = True) -> Subscription:
         """This session's events: from a cursor, or from now on."""
@@ -288,17 +305,18 @@ class Session(Handle):
 
     def wait_idle(self, *, timeout_s: float | None = None) -> Done:
         """Wait until the session has nothing left to do."""
-        return Done()._begin(self._runtime.idle_of(self.id), timeout_s)
+        timeout_s = given.seconds("timeout_s", timeout_s)
+        return Done()._begin(self._runtime.engine.idle_of(self.id), timeout_s)
 
     # --- plumbing ------------------------------------------------------------------------------
 
     def _command(self, handle: H, command: Any) -> H:
         runtime = self._runtime
-        return handle._begin(runtime.send(self.id, command), runtime.timeout_s(None))
+        return handle._begin(runtime.engine.send(self.id, command), runtime.engine.timeout_s(None))
 
     def _read(self, handle: H, work: Callable[[], Any]) -> H:
         runtime = self._runtime
-        return handle._begin(runtime.background(work), runtime.timeout_s(None))
+        return handle._begin(runtime.engine.background(work), runtime.engine.timeout_s(None))
 
 
 class Turn(Handle):
@@ -313,7 +331,8 @@ class Turn(Handle):
         self._runtime = session._runtime
         self._message_id = message_id
         self._prompt: Prompt | None = None
-        self._after = self._runtime.publisher.cursor
+        self._named = message_id is not None  # then it may have been accepted long ago
+        self._after = self._runtime.engine.publisher.cursor
 
     def _arrive(self, value: Any) -> None:
         self._prompt = value
@@ -338,44 +357,48 @@ class Turn(Handle):
             TurnFailed: it ended in an error (``name``, ``message``).
             CommandTimeout: not within ``timeout_s``; the turn goes on.
         """
+        timeout_s = given.seconds("timeout_s", timeout_s)
         done: Pending[Any] = Pending()
         if self._pending is not None and not self._pending.done:
             self._looked = True
             self._pending.then(lambda accepted: self._outcome(accepted, done))
-        else:
-            self._ready()
-            self._expect(done)
-        return Reply()._begin(done, timeout_s)
+            return Reply()._begin(done, timeout_s)
+        settled = self._expect(self.message_id, done)
+        try:
+            return Reply()._begin(done, timeout_s)
+        except CommandTimeout:
+            self._runtime.engine.outcomes.forget(self.session.id, self.message_id, settled)
+            raise
 
     def _outcome(self, accepted: Pending[Any], done: Pending[Any]) -> None:
         if accepted.error is not None:
             done.fail(accepted.error)
             return
-        self._message_id = accepted.result().message_id
-        self._expect(done)
+        self._expect(accepted.result().message_id, done)
 
-    def _expect(self, done: Pending[Any]) -> None:
+    def _expect(self, message_id: str, done: Pending[Any]) -> Pending[Any]:
         """Wait for the outcome, which may be there already."""
-        assert self._message_id is not None, "an accepted prompt has its id"
-        message_id = self._message_id
-        settled = self._runtime.outcomes.expect(self.session.id, message_id)
-        settled.then(lambda _: self._runtime.in_background(lambda: self._answer(settled), done))
+        settled = self._runtime.engine.outcomes.expect(self.session.id, message_id)
+        settled.then(
+            lambda _: self._runtime.engine.in_background(lambda: self._answer(settled), done)
+        )
 
         def look() -> None:
-            prompt, _ = self._runtime.store.read.prompt(self.session.id, message_id)
+            prompt, _ = self._runtime.engine.store.read.prompt(self.session.id, message_id)
             if prompt is None:
                 settled.fail(_deleted(self.session.id))
             elif prompt.outcome is not None:
                 settled.set(prompt)
             if settled.done:
-                self._runtime.outcomes.forget(self.session.id, message_id, settled)
+                self._runtime.engine.outcomes.forget(self.session.id, message_id, settled)
 
-        self._runtime.in_background(look, Pending())
+        self._runtime.engine.in_background(look, failing(settled))
+        return settled
 
     def _answer(self, settled: Pending[Any]) -> tuple[str | None, Any]:
         prompt: Prompt = settled.result()
         if prompt.outcome == "answered" and prompt.turn is not None:
-            pairs = self._runtime.store.read.turn(self.session.id, prompt.turn)
+            pairs = self._runtime.engine.store.read.turn(self.session.id, prompt.turn)
             if not pairs:
                 raise _deleted(self.session.id)
             return prompt.reply_id, pairs
@@ -387,7 +410,7 @@ class Turn(Handle):
         if prompt.outcome == "failed":
             name = "TurnFailed"
             if prompt.reply_id is not None:
-                pair = self._runtime.store.read.message(self.session.id, prompt.reply_id)
+                pair = self._runtime.engine.store.read.message(self.session.id, prompt.reply_id)
                 error = getattr(pair[0], "error", None) if pair is not None else None
                 name = error.name if error is not None else name
             return TurnFailed(reason, name=name, reason=reason, **where)
@@ -397,14 +420,25 @@ class Turn(Handle):
 
     def events(self) -> Subscription:
         """The session's events from this prompt's acceptance on, not filtered."""
-        return self._runtime.events(after=self._after, session_id=self.session.id)
+        after = self._after
+        if self._named:
+            reads = self._runtime.engine.store.read
+            after = min(after, reads.accepted_after(self.session.id, self.message_id))
+        return self._runtime.events(after=after, session_id=self.session.id)
+
+    def _open(self, events: Subscription) -> Subscription:
+        """A turn that is over is in the journal: what comes after is not waited for."""
+        prompt, _ = self._runtime.engine.store.read.prompt(self.session.id, self.message_id)
+        if prompt is None or prompt.outcome is not None:
+            events.close()
+        return events
 
     def __iter__(self) -> Iterator[Event]:
         """The turn's events as they happen, up to its ``prompt.settled``."""
         self._ready()
         follow = _Follow(self.message_id)
         with self.events() as events:
-            for event in events:
+            for event in self._open(events):
                 if follow.shows(event):
                     yield event
                 if follow.over:
@@ -413,7 +447,8 @@ class Turn(Handle):
     async def __aiter__(self) -> AsyncIterator[Event]:
         await self
         follow = _Follow(self.message_id)
-        async with await asyncio.to_thread(self.events) as events:
+        async with self.events() as events:
+            await asyncio.to_thread(self._open, events)
             async for event in events:
                 if follow.shows(event):
                     yield event
@@ -474,21 +509,22 @@ class Compaction(Handle):
 
         Raises ``CompactionFailed`` if history stays as it was.
         """
+        timeout_s = given.seconds("timeout_s", timeout_s)
         done: Pending[Any] = Pending()
         marker_id = self.marker_id
-        ended = self._runtime.outcomes.expect(self.session.id, marker_id)
-        ended.then(lambda _: self._runtime.in_background(lambda: self._answer(ended), done))
+        ended = self._runtime.engine.outcomes.expect(self.session.id, marker_id)
+        ended.then(lambda _: self._runtime.engine.in_background(lambda: self._answer(ended), done))
 
         def look() -> None:
-            part = self._runtime.store.read.marker(self.session.id, marker_id)
+            part = self._runtime.engine.store.read.marker(self.session.id, marker_id)
             if part is None:
                 ended.fail(_deleted(self.session.id))
             elif not part.active:
                 ended.set(part)
             if ended.done:
-                self._runtime.outcomes.forget(self.session.id, marker_id, ended)
+                self._runtime.engine.outcomes.forget(self.session.id, marker_id, ended)
 
-        self._runtime.in_background(look, Pending())
+        self._runtime.engine.in_background(look, failing(ended))
         return Done()._begin(done, timeout_s)
 
     def _answer(self, ended: Pending[Any]) -> str:

@@ -16,6 +16,7 @@ import msgspec
 
 from understudy.actors.core import commands
 from understudy.actors.core.commands import Command, Loaded, Reason, Recover
+from understudy.actors.core.context import boundary
 from understudy.actors.core.decide import decide
 from understudy.actors.core.draft import Decision
 from understudy.actors.core.effects import Cancel, Effect
@@ -434,6 +435,7 @@ class SessionActor(PooledActor):
                 asks=found.asks,
                 later=found.later,
                 summarised=found.summarised,
+                tails=self._boundaries(info, found.summarised),
             ),
             reason=message.reason,
             epoch=self.epoch,
@@ -460,6 +462,19 @@ class SessionActor(PooledActor):
         else:
             self.state = decision.state
             self._finish(batch)
+
+    def _boundaries(
+        self, info: Session, summarised: dict[str, str]
+    ) -> dict[str, tuple[str | None, str | None]]:
+        """What summaries cover whose markers were never told."""
+        if not summarised:
+            return {}
+        history = self._around.store.read.history(self.session_id)
+        tail = self._around.rules.compaction.tail
+        return {
+            marker_id: boundary(history, marker_id, tail=tail, revert=info.revert)
+            for marker_id in summarised
+        }
 
     # --- deletion ------------------------------------------------------------------------------
 

@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from understudy.actors.core.commands import ExecutionLost
 from understudy.actors.core.state import State
-from understudy.actors.pool import ThreadPool
 from understudy.actors.session_actor import SessionActor
 from understudy.errors import InternalError, UnderstudyError
-from understudy.store.lease import RENEW_S
 from understudy.store.records import ToolPart, ToolRunning
 
 if TYPE_CHECKING:
-    from understudy.actors.registry import Registry
-    from understudy.actors.runtime import Runtime
+    from understudy.actors.engine import Engine
     from understudy.store.journal import Retention
 
 logger = logging.getLogger("understudy.upkeep")
@@ -39,17 +36,13 @@ class Upkeep:
 
     def __init__(
         self,
-        runtime: Runtime,
-        registry: Registry,
-        pool: ThreadPool,
+        engine: Engine,
         *,
         passivate_after_s: float,
         handler_limit_s: float,
         retention: Retention,
     ) -> None:
-        self._runtime = runtime
-        self._registry = registry
-        self._pool = pool
+        self._engine = engine
         self._passivate_after_s = passivate_after_s
         self._handler_limit_s = handler_limit_s
         self._retention = retention
@@ -72,9 +65,9 @@ class Upkeep:
 
     def tick(self) -> None:
         """Do what is due."""
-        now = self._runtime.clock.monotonic_s()
+        now = self._engine.clock.monotonic_s()
         for duty, every_s in (
-            (self._renew, RENEW_S),
+            (self._renew, self._engine.store.lease.lease_s / 4),
             (self._hung_handlers, WATCH_EVERY_S),
             (self._lost_executions, WATCH_EVERY_S),
             (self._foreign_events, TICK_S),
@@ -96,39 +89,39 @@ class Upkeep:
     # --- the duties ----------------------------------------------------------------------------
 
     def _renew(self) -> None:
-        self._runtime.store.renew_lease()
+        self._engine.store.renew_lease()
 
     def _passivate(self) -> None:
-        if self._runtime.restart.restart == "permanent":
+        if self._engine.restart.restart == "permanent":
             return
-        dropped = self._registry.passivate(self._passivate_after_s)
+        dropped = self._engine.registry.passivate(self._passivate_after_s)
         if dropped:
-            self._runtime.store.release(dropped)
+            self._engine.store.release(dropped)
             for session_id, _ in dropped:
-                self._runtime.executor.forget(session_id)
+                self._engine.executor.forget(session_id)
 
     def _foreign_events(self) -> None:
         """Events that other processes committed."""
-        if len(self._runtime.store.read.runtimes()) > 1:
-            self._runtime.publisher.poll()
+        if len(self._engine.store.read.runtimes()) > 1:
+            self._engine.publisher.poll()
 
     def _orphans(self) -> None:
         """Sessions of runtimes that died while this one lives, and what could not be recovered."""
-        self._runtime.recover_orphans()
+        self._engine.recover_orphans()
 
     def _sweep(self) -> None:
-        self._runtime.tracker.sweep()
+        self._engine.tracker.sweep()
 
     def _trim(self) -> None:
-        self._runtime.store.trim_journal(self._retention)
+        self._engine.store.trim_journal(self._retention)
 
     # --- the watchdog --------------------------------------------------------------------------
 
     def _hung_handlers(self) -> None:
         """Replace actors whose handler does not come back, and the threads under them."""
-        for mailbox in self._pool.hung(self._handler_limit_s):
+        for mailbox in self._engine.pool.hung(self._handler_limit_s):
             actor = mailbox.actor
-            replaced = self._registry.replace(mailbox)
+            replaced = self._engine.registry.replace(mailbox)
             if replaced is None or not isinstance(actor, SessionActor):
                 continue
             session_id, fresh = replaced
@@ -144,18 +137,18 @@ class Upkeep:
         may still have its report on the way, so a session with anything to do is left alone.
         """
         suspects: dict[tuple[str, str], int] = {}
-        for actor in self._registry.actors():
+        for actor in self._engine.registry.actors():
             state = actor.state
             if state is None or not actor.settled:
                 continue
             for key, message_id in _work_of(state):
-                if self._runtime.executor.is_running(actor.session_id, key):
+                if self._engine.executor.is_running(actor.session_id, key):
                     continue
                 suspect = (actor.session_id, key)
                 if self._suspects.get(suspect) == state.seq:
                     logger.error("Nothing works for %s of session %s", key, actor.session_id)
                     lost = ExecutionLost(message_id=message_id)
-                    self._runtime.tell_live(actor.session_id, lost)
+                    self._engine.tell_live(actor.session_id, lost)
                 else:
                     suspects[suspect] = state.seq
         self._suspects = suspects

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from understudy.store.changes import Transaction
 
 LEASE_S: Final = 15.0
-RENEW_S: Final = 4.0
 
 
 class Lease:
     """This runtime's own proof of life, and the judge of others'."""
 
-    def __init__(self, path: Path, runtime_id: str) -> None:
+    def __init__(self, path: Path, runtime_id: str, *, lease_s: float = LEASE_S) -> None:
         self.runtime_id = runtime_id
+        self.lease_s = lease_s
         self.host = socket.gethostname()
         self._base = path
         self._file: IO[bytes] | None = None
@@ -53,14 +53,14 @@ class Lease:
         tx.connection.execute(
             "INSERT OR REPLACE INTO runtime (id, host, pid, started_ms, until_ms) "
             "VALUES (?, ?, ?, ?, ?)",
-            (self.runtime_id, self.host, os.getpid(), now_ms, now_ms + int(LEASE_S * 1000)),
+            (self.runtime_id, self.host, os.getpid(), now_ms, now_ms + int(self.lease_s * 1000)),
         )
 
     def renew(self, tx: Transaction, *, now_ms: int) -> None:
         """Extend the lease. A late renewal is as good as any: the claims' epochs are the fence."""
         renewed = tx.connection.execute(
             "UPDATE runtime SET until_ms = ? WHERE id = ?",
-            (now_ms + int(LEASE_S * 1000), self.runtime_id),
+            (now_ms + int(self.lease_s * 1000), self.runtime_id),
         )
         if renewed.rowcount == 0:
             self.register(tx, now_ms=now_ms)
@@ -76,7 +76,7 @@ class Lease:
             return False
         host, until_ms = row
         # A lease from a future beyond any honest one was written by a clock that jumped.
-        honest = until_ms <= now_ms + int(2 * LEASE_S * 1000)
+        honest = until_ms <= now_ms + int(2 * max(LEASE_S, self.lease_s) * 1000)
         if now_ms >= until_ms or not honest:
             return False
         return host != self.host or self._locked(runtime_id)

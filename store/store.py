@@ -17,7 +17,7 @@ from understudy.store import claims, journal
 from understudy.store.changes import Change, Transaction
 from understudy.store.database import Durability, check_path, prepare, translated
 from understudy.store.events import AnyFact, Event
-from understudy.store.lease import Lease
+from understudy.store.lease import LEASE_S, Lease
 from understudy.store.reads import Reads
 from understudy.store.records import Session
 from understudy.store.writer import Done, FaultHook, Job, Writer
@@ -37,6 +37,7 @@ class Store:
         wall_ms: the wall clock, in milliseconds.
         published: called in the writer's thread after each commit, with its events in order.
         durability: "full" survives power loss; "normal" survives a killed process.
+        lease_s: how long this runtime is believed alive without a renewal.
         fault: a test hook, see ``Writer``.
 
     Raises (from ``open``):
@@ -51,11 +52,12 @@ class Store:
         wall_ms: Callable[[], int],
         published: Callable[[list[Event]], None],
         durability: Durability = "full",
+        lease_s: float = LEASE_S,
         fault: FaultHook | None = None,
     ) -> None:
         self.path = check_path(path)
         self.runtime_id = runtime_id
-        self.lease = Lease(self.path, runtime_id)
+        self.lease = Lease(self.path, runtime_id, lease_s=lease_s)
         self._wall_ms = wall_ms
         self._published = published
         self._durability: Durability = durability

@@ -286,6 +286,19 @@ def plan_compaction(
     )
 
 
+def boundary(
+    history: History, marker_id: str, *, tail: int, revert: Revert | None = None
+) -> tuple[str | None, str | None]:
+    """The last message before a marker that its summary covers, and the first that it does not.
+
+    For a summary that is there while its bookkeeping is not.
+    """
+    ids = [message.id for message, _ in history]
+    end = ids.index(marker_id) if marker_id in ids else len(ids)
+    plan = plan_compaction(history[:end], tail=tail, chunk=tail + 1, revert=revert)
+    return (plan.head_end_id, plan.tail_start_id) if plan is not None else (None, None)
+
+
 def _chunks(
     summary: str | None,
     head: Sequence[tuple[Message, tuple[AnyPart, ...]]],

@@ -31,14 +31,18 @@ def fork_facts(
 ) -> tuple[AnyFact, ...]:
     """The facts that make ``info`` a session with a copy of ``history`` up to ``before``.
 
-    Only turns that are over are copied; a marker without its summary stays behind. Raises
+    Only turns that are over are copied; a marker without its summary stays behind. Turns are
+    numbered anew, below the fork's first ``seq``: what comes next comes after them. Raises
     ``MessageNotFound`` when ``before`` is not in the history.
     """
     kept = _kept(history, source_id, before)
     ids = _new_ids(kept, moment)
+    turns = {turn: number for number, turn in enumerate(_turns(kept), 1)}
     facts: list[AnyFact] = [SessionCreated(session_id=info.id, info=info)]
     for message, parts in kept:
-        copied = replace(message, id=ids[message.id], session_id=info.id)
+        assert message.turn is not None, "what waits is not copied"
+        turn = turns[message.turn]
+        copied = replace(message, id=ids[message.id], session_id=info.id, turn=turn)
         if isinstance(copied, AssistantMessage):
             copied = replace(copied, parent_id=ids.get(copied.parent_id, copied.parent_id))
         facts.append(MessageUpdated(session_id=info.id, info=copied))
@@ -80,6 +84,11 @@ def _unfinished(message: Message, parts: tuple[AnyPart, ...]) -> bool:
         isinstance(part, ToolPart) and isinstance(part.state, ToolPending | ToolRunning)
         for part in parts
     )
+
+
+def _turns(kept: History) -> list[int]:
+    """The turns of a history, in order."""
+    return list(dict.fromkeys(message.turn for message, _ in kept if message.turn is not None))
 
 
 def _new_ids(kept: History, moment: Moment) -> dict[str, str]:

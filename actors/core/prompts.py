@@ -230,10 +230,10 @@ def unrevert(d: Draft) -> Session:
 
 
 def remove_reverted(d: Draft, message_ids: tuple[str, ...]) -> None:
-    """Make a pending revert final. Only an idle session has one."""
+    """Make a pending revert final, answers before what they answer. Only idle sessions have one."""
     if d.info.revert is None:
         return
-    for message_id in message_ids:
+    for message_id in reversed(message_ids):
         d.emit(MessageRemoved(session_id=d.session_id, message_id=message_id))
     d.put_info(replace(d.info, revert=None))
 

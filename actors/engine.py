@@ -1,0 +1,600 @@
+"""The engine: what lies under a runtime, and what actors, supervisor and executor need of it.
+
+``Runtime`` is what callers see; this is how it works. One engine owns one store, publisher,
+dispatcher, executor, registry and supervisor, and wires them together.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+from pykka._envelope import Envelope
+
+from understudy.actors.clock import Clock
+from understudy.actors.core.commands import Abort, Command, Reason, Reply
+from understudy.actors.core.forking import fork_facts
+from understudy.actors.core.state import Moment, Rules, State
+from understudy.actors.executor import Executor
+from understudy.actors.handles import TranscriptMessage, in_event_loop
+from understudy.actors.hooks import HookCall, Hooks
+from understudy.actors.outcomes import Outcomes
+from understudy.actors.pending import Pending
+from understudy.actors.pool import Mailbox, ThreadPool
+from understudy.actors.publisher import Publisher
+from understudy.actors.recovery_report import RecoveryReport, report_of
+from understudy.actors.registry import Registry
+from understudy.actors.session import Session
+from understudy.actors.session_actor import Delete
+from understudy.actors.supervisor import Died, RestartPolicy, Supervisor
+from understudy.actors.tools.tool import Tool
+from understudy.actors.tracker import SessionTracker
+from understudy.actors.upkeep import Upkeep
+from understudy.errors import (
+    AskNotFound,
+    InvalidInput,
+    RuntimeClosed,
+    SessionClaimed,
+    SessionNotFound,
+    UnderstudyError,
+)
+from understudy.store.claims import Claimed
+from understudy.store.events import (
+    AnyFact,
+    Event,
+    PromptSettled,
+    SessionReset,
+)
+from understudy.store.ids import make_id
+from understudy.store.journal import Retention
+from understudy.store.records import ModelRef, SessionTime
+from understudy.store.records import Session as SessionRecord
+from understudy.store.store import Store
+from understudy.store.tracker_rows import TrackerRows
+
+if TYPE_CHECKING:
+    from understudy.actors.models.protocol import Model
+    from understudy.actors.runtime import Runtime
+    from understudy.store.database import Durability
+
+logger = logging.getLogger("understudy")
+
+T = TypeVar("T")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """A runtime's settings, checked; see ``Runtime`` for what they mean."""
+
+    path: str | os.PathLike[str]
+    models: tuple[Any, ...]
+    tools: dict[str, Any]
+    system: str
+    directory: str
+    rules: Rules
+    restart: RestartPolicy
+    hooks: Mapping[str, Any] | None
+    hook_s: float
+    recovery_hook: Any
+    durability: Durability
+    retention: Retention
+    passivate_after_s: float
+    handler_limit_s: float
+    command_timeout_s: float
+    lease_s: float
+    threads: int
+    clock: Any
+    seed: int | None
+    fault: Any
+
+
+class Engine:
+    """Everything a runtime is made of. Its methods are safe from any thread."""
+
+    def __init__(self, front: Runtime, config: Config) -> None:
+        self.front = front
+        self.config = config
+        self.models: tuple[Model, ...] = config.models
+        self.tools: Mapping[str, Tool] = config.tools
+        self.system = config.system
+        self.rules = config.rules
+        self.restart = config.restart
+        self.clock: Clock = config.clock
+        self.recovered: deque[RecoveryReport] = deque(maxlen=10_000)
+        self._chance = random.Random(config.seed)
+        self._count = 0
+        self.id = self.new_id("rtm")
+        self.publisher = Publisher(front, wall_ms=self.clock.wall_ms)
+        self.store = Store(
+            config.path,
+            runtime_id=self.id,
+            wall_ms=self.clock.wall_ms,
+            published=self.publisher.committed,
+            durability=config.durability,
+            lease_s=config.lease_s,
+            fault=config.fault,
+        )
+        self.outcomes = Outcomes()
+        self.publisher.observe(self.outcomes.observe)
+        self.publisher.observe(self._after_turn)
+        self.executor = Executor(self)
+        self.hooks = Hooks(self, config.hooks, hook_s=config.hook_s)
+        self.pool = ThreadPool(config.threads, monotonic_s=self.clock.monotonic_s)
+        self.registry = Registry(self, self.pool, monotonic_s=self.clock.monotonic_s)
+        self.supervisor = Supervisor(Mailbox(self.pool), self, self.restart, self._chance)
+        self.upkeep = Upkeep(
+            self,
+            passivate_after_s=config.passivate_after_s,
+            handler_limit_s=config.handler_limit_s,
+            retention=config.retention,
+        )
+        self._tracker: SessionTracker | None = None
+        self._background = ThreadPoolExecutor(4, thread_name_prefix="understudy-calls")
+        self._lock = threading.Lock()
+        self._state: Literal["new", "open", "closing", "closed"] = "new"
+
+    # --- life ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Open the store, start the threads, recover what is unfinished."""
+        with self._lock:
+            if self._state != "new":
+                raise RuntimeClosed("A runtime starts once")
+            self._state = "open"
+        try:
+            self.store.open()
+            self.publisher.open(self.store.read)
+            self.executor.start_loop()
+            self.pool.start()
+            self._tracker = SessionTracker(store=TrackerRows(self.store), clock=self.clock)
+            self.registry.quarantined.update(self.store.read.quarantined())
+            self._recover_all()
+            self.upkeep.start()
+        except BaseException:
+            self.close(timeout_s=2.0)
+            raise
+
+    def _recover_all(self) -> None:
+        """Recover every session that has anything unfinished and no live owner."""
+        for session_id, pending in self.recover_orphans():
+            try:
+                pending.get(timeout=self.config.command_timeout_s)
+            except SessionClaimed:
+                continue  # somebody took it in the meantime: theirs to recover
+            except UnderstudyError as error:
+                logger.error("Session %s could not be recovered: %s", session_id, error)  # noqa: TRY400
+
+    def recover_orphans(self) -> list[tuple[str, Pending[Any]]]:
+        """Wake every unfinished session that no live runtime owns and that is not live here."""
+        unfinished = [
+            (session_id, owner)
+            for session_id, owner in self.store.read.unfinished_sessions()
+            if session_id not in self.registry.quarantined
+            and self.registry.actor(session_id) is None
+        ]
+        owners = {owner for _, owner in unfinished if owner is not None}
+        alive = self.store.run(lambda tx: {each for each in owners if self.store.alive(tx, each)})
+        return [
+            (session_id, self.registry.wake(session_id))
+            for session_id, owner in unfinished
+            if owner not in alive or owner == self.id
+        ]
+
+    def close(self, *, drain_s: float = 0.0, timeout_s: float = 5.0) -> bool:
+        """Stop: let turns finish for ``drain_s``, interrupt the rest, answer everybody, end.
+
+        Queued prompts stay in the inbox and run after the next start. Bounded by ``timeout_s``
+        beyond the draining; False if a thread would not end in time. Safe to repeat.
+        """
+        with self._lock:
+            if self._state in ("closing", "closed"):
+                return True
+            started, self._state = self._state == "open", "closing"
+        deadline = time.monotonic() + drain_s + timeout_s
+        if started:
+            self.upkeep.stop()
+            self._drain(drain_s)
+            self._interrupt(max(0.1, (deadline - time.monotonic()) / 2))
+        self.registry.close()
+        clean = True
+        if started:
+            clean &= self.executor.close(max(0.5, deadline - time.monotonic()))
+            clean &= self.pool.stop(max(0.5, deadline - time.monotonic()))
+            self.publisher.close(max(0.5, deadline - time.monotonic()))
+        self.outcomes.close()
+        self._background.shutdown(wait=False, cancel_futures=True)
+        clean &= self.store.close(timeout_s=max(1.0, deadline - time.monotonic()))
+        self._state = "closed"
+        return clean
+
+    def _drain(self, drain_s: float) -> None:
+        """Let running turns come to their end."""
+        deadline = time.monotonic() + drain_s
+        for actor in self.registry.actors():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            if not actor.idle:
+                try:
+                    self.idle_of(actor.session_id).get(timeout=left)
+                except UnderstudyError:
+                    continue
+
+    def _interrupt(self, timeout_s: float) -> None:
+        """End what still runs; durable, so that nothing is left to recover."""
+        deadline = time.monotonic() + timeout_s
+        waiting = [
+            self.registry.send(actor.session_id, Abort(reason="close"))
+            for actor in self.registry.actors()
+            if not actor.idle
+        ]
+        for pending in waiting:
+            try:
+                pending.get(timeout=max(0.01, deadline - time.monotonic()))
+            except UnderstudyError as error:
+                logger.warning("A turn could not be ended at close: %s", error)
+
+    # --- sessions ------------------------------------------------------------------------------
+
+    def create(
+        self,
+        info: SessionRecord,
+        facts: tuple[AnyFact, ...],
+        pending: Pending[SessionRecord],
+    ) -> None:
+
+        def done(claimed: Claimed | None, _: list[Event], error: BaseException | None) -> None:
+            if claimed is None:
+                pending.fail(error or RuntimeError("no claim"))
+                return
+            self.registry.born(info.id, State(info=info, seq=claimed.seq), claimed.epoch)
+            pending.set(info)
+            self._fire("session_start", info)
+
+        self.store.create(info, facts, done)
+
+    def delete(self, session_id: str, pending: Pending[Any], *, missing_ok: bool) -> None:
+        def answered(error: BaseException | None, ids: Any) -> None:
+            if error is None:
+                pending.set(len(ids))
+            elif isinstance(error, SessionNotFound) and missing_ok:
+                pending.set(0)
+            else:
+                pending.fail(error)
+
+        def unowned(ids: Any, events: list[Event], error: BaseException | None) -> None:
+            if error is None:
+                self.sessions_deleted([event.data.info for event in events])
+            answered(error, ids)
+
+        self.must_be_open()
+        if self.registry.actor(session_id) is None or session_id in self.registry.quarantined:
+            # Nobody works on it here: its rows go without bringing it to life first.
+            self.store.delete_tree(session_id, None, unowned)
+            return
+        reply = self.registry.send(session_id, Delete())
+        reply.then(lambda done: answered(done.error, done.result() if done.error is None else None))
+
+    def fork(
+        self,
+        session_id: str,
+        fork_id: str,
+        pending: Pending[SessionRecord],
+        *,
+        before: str | None,
+        title: str | None,
+    ) -> None:
+        """Copy a session's settled history into a new one."""
+
+        def work() -> None:
+            source = self.record_of(session_id)
+            now = self.clock.wall_ms()
+            info = msgspec.structs.replace(
+                source,
+                id=fork_id,
+                title=_fork_title(source.title) if title is None else title,
+                time=SessionTime(created=now, updated=now),
+                revert=None,
+                compaction_failures=0,
+            )
+            facts = fork_facts(
+                self.store.read.messages(session_id),
+                source_id=session_id,
+                info=info,
+                before=before or (source.revert.message_id if source.revert else None),
+                moment=Moment(now, self.entropy()),
+            )
+            self.create(info, facts, pending)
+
+        self.attempt(work, pending)
+
+    def reset(self, session_id: str, pending: Pending[bool]) -> None:
+        """Lift a quarantine, and recover the session."""
+
+        def done(lifted: Any, _: list[Event], error: BaseException | None) -> None:
+            if error is not None:
+                pending.fail(error)
+                return
+            self.registry.quarantined.pop(session_id, None)
+            if lifted:
+                self.registry.wake(session_id).then(lambda _: pending.set(True))
+            else:
+                pending.set(False)
+
+        facts = (SessionReset(session_id=session_id),)
+        self.store.lift_quarantine(session_id, facts, done)
+
+    def reply(self, command: Reply, pending: Pending[Any]) -> None:
+        """Find whose request it is, and answer it there."""
+
+        def work() -> None:
+            ask = self.store.read.find_ask(command.ask_id)
+            if ask is None:
+                raise AskNotFound(
+                    f"No such request: {command.ask_id}", session_id="", ask_id=command.ask_id
+                )
+            self.send(ask.session_id, command).then(_pass_on(pending))
+
+        self.attempt(work, pending)
+
+    # --- calls ---------------------------------------------------------------------------------
+
+    def send(self, session_id: str, command: Command) -> Pending[Any]:
+        self.must_be_open()
+        return self.registry.send(session_id, command)
+
+    def timeout_s(self, wanted: float | None) -> float:
+        return self.config.command_timeout_s if wanted is None else wanted
+
+    def background(self, work: Callable[[], T]) -> Pending[T]:
+        """Do a read: here in a thread, elsewhere when this thread runs an event loop."""
+        self.must_be_open()
+        pending: Pending[T] = Pending()
+        if in_event_loop():
+            self.in_background(work, pending)
+        else:
+            _settle(pending, work)
+        return pending
+
+    def in_background(self, work: Callable[[], T], pending: Pending[T]) -> None:
+        """Settle ``pending`` with what ``work`` gives or raises, in a thread of ours."""
+        try:
+            self._background.submit(_settle, pending, work)
+        except RuntimeError:
+            pending.fail(RuntimeClosed("The runtime is closed"))
+
+    def attempt(self, work: Callable[[], None], pending: Pending[Any]) -> None:
+        """Do what will settle ``pending``, in a thread of ours; it fails if that raises."""
+        begun: Pending[None] = Pending()
+        begun.then(lambda _: pending.fail(begun.error) if begun.error is not None else None)
+        self.in_background(work, begun)
+
+    def must_be_open(self) -> None:
+        if self._state != "open":
+            raise RuntimeClosed(f"The runtime is {self._state}")
+
+    # --- looking -------------------------------------------------------------------------------
+
+    def record_of(self, session_id: str) -> SessionRecord:
+        record = self.store.read.session(session_id)
+        if record is None:
+            raise SessionNotFound(f"No session {session_id}", session_id=session_id)
+        return record
+
+    def status_of(self, session_id: str) -> dict[str, Any]:
+        reason = self.registry.quarantined.get(session_id)
+        if reason is not None:
+            return {"type": "quarantined", "message": reason}
+        actor = self.registry.actor(session_id)
+        state = actor.state if actor is not None else None
+        if state is None:
+            self.record_of(session_id)
+            busy = self.store.read.is_unfinished(session_id)
+            return {"type": "busy" if busy else "idle"}
+        status = state.status
+        return {
+            "type": status.type,
+            "attempt": status.attempt,
+            "message": status.message,
+            "next_ms": status.next,
+            "queued": len(state.queue),
+            "asks": len(state.asks),
+        }
+
+    def idle_of(self, session_id: str) -> Pending[Any]:
+        """Settled when the session has nothing to do."""
+        pending = self.outcomes.expect_idle(session_id)
+
+        def look() -> None:
+            if self.status_of(session_id)["type"] in ("idle", "quarantined"):
+                self.outcomes.forget(session_id, "", pending)
+                pending.set(None)
+
+        self.attempt(look, pending)
+        return pending
+
+    def model_ref(self, name: str | None) -> ModelRef | None:
+        """A model of this runtime by ``provider/model``. Raises ``InvalidInput``."""
+        if name is None:
+            return None
+        for model in self.models:
+            if name in (f"{model.provider_id}/{model.model_id}", model.model_id):
+                return ModelRef(provider_id=model.provider_id, model_id=model.model_id)
+        known = ", ".join(f"{model.provider_id}/{model.model_id}" for model in self.models)
+        raise InvalidInput(f"no model {name!r} here; there is {known}", field="model")
+
+    # --- for actors, supervisor and executor ---------------------------------------------------
+
+    def new_id(self, prefix: str) -> str:
+        self._count += 1
+        return make_id(
+            prefix,
+            now_ms=self.clock.wall_ms(),
+            counter=self._count,
+            entropy=self.entropy(),
+        )
+
+    def entropy(self) -> int:
+        return self._chance.getrandbits(96)
+
+    def info(self, session_id: str) -> SessionRecord:
+        actor = self.registry.actor(session_id)
+        if actor is not None and actor.state is not None:
+            return actor.state.info
+        return self.record_of(session_id)
+
+    @property
+    def tracker(self) -> SessionTracker:
+        """Claims by outside integrations and bypasses; durable in this runtime's store."""
+        if self._tracker is None:
+            raise RuntimeClosed("The runtime is not open")
+        return self._tracker
+
+    def handle(self, session_id: str) -> Session:
+        """A handle with what is known of the session here and now."""
+        return self.handle_of(self.info(session_id))
+
+    def handle_of(self, record: SessionRecord) -> Session:
+        handle = Session(self.front, record.id)
+        handle._arrive(record)
+        return handle
+
+    def _fire(
+        self,
+        hook: str,
+        info: SessionRecord,
+        *,
+        message_id: str | None = None,
+        outcome: str | None = None,
+    ) -> None:
+        """Run a hook that nobody waits for, off this thread."""
+        if self.hooks.wanted(hook) and not info.internal:
+            call = HookCall(
+                hook=hook, session=self.handle_of(info), message_id=message_id, outcome=outcome
+            )
+            self.executor.workers.submit(lambda: self._fire_now(call))
+
+    def _fire_now(self, call: HookCall) -> None:
+        if call.message_id is not None:
+            prompt, _ = self.store.read.prompt(call.session.id, call.message_id)
+            if prompt is not None and prompt.reply_id is not None:
+                pair = self.store.read.message(call.session.id, prompt.reply_id)
+                text = TranscriptMessage(*pair).text if pair is not None else ""
+                call = msgspec.structs.replace(call, text=text)
+        self.hooks.fire(call, internal=False)
+
+    def _after_turn(self, event: Event) -> None:
+        fact = event.data
+        if type(fact) is PromptSettled:
+            actor = self.registry.actor(event.session_id)
+            wanted = self.hooks.wanted("after_turn") and not fact.info.quiet
+            if wanted and actor is not None and actor.state is not None:
+                self._fire(
+                    "after_turn",
+                    actor.state.info,
+                    message_id=fact.info.message_id,
+                    outcome=fact.info.outcome,
+                )
+
+    def tell_live(
+        self, session_id: str, command: Command, done: Pending[Any] | None = None
+    ) -> None:
+        self.registry.tell_live(session_id, command, done)
+
+    def abort_children(self, session_id: str, reason: str) -> None:
+        """Abort the live children of a session whose turn ended early."""
+        if self._state == "closed":
+            return
+        for child_id in self.store.read.children(session_id):
+            actor = self.registry.actor(child_id)
+            if actor is not None and not actor.idle:
+                self.registry.send(child_id, Abort(queued=reason != "close", reason="abort"))
+
+    def actor_died(
+        self, session_id: str, mailbox: Mailbox, error: BaseException, culprit: str | None
+    ) -> None:
+        self.supervisor.actor_inbox.put(Envelope(Died(session_id, mailbox, error, culprit)))
+
+    def actor_ended(self, session_id: str, mailbox: Mailbox, error: UnderstudyError | None) -> None:
+        self.registry.ended(session_id, mailbox, error)
+
+    def sessions_deleted(self, infos: Sequence[SessionRecord]) -> None:
+        for info in infos:
+            session_id = info.id
+            self.executor.cancel(session_id, "delete")
+            self.executor.forget(session_id)
+            if not info.internal:
+                # An internal session keeps its bypass until that expires: its late hooks
+                # must not run.
+                self._forget_tracked(session_id)
+            self.registry.quarantined.pop(session_id, None)
+            self.registry.remove(
+                session_id,
+                SessionNotFound(f"Session {session_id} was deleted", session_id=session_id),
+            )
+            self._fire("session_end", info)
+
+    def _forget_tracked(self, session_id: str) -> None:
+        """Drop a session's claim and bypass, off the writer's thread."""
+        if self.tracker.knows(session_id):
+            self.in_background(lambda: self.tracker.forget(session_id), Pending())
+
+    def session_recovered(
+        self, session_id: str, reason: Reason, facts: tuple[AnyFact, ...]
+    ) -> None:
+        """Keep the report, and call the app's hook in a thread of its own."""
+        report = report_of(session_id, reason, facts)
+        if report is None:
+            return
+        self.recovered.append(report)
+        if self.config.recovery_hook is not None:
+            self.executor.workers.submit(lambda: self._call_hook(report))
+
+    def _call_hook(self, report: RecoveryReport) -> None:
+        assert self.config.recovery_hook is not None, "only called with a hook"
+        try:
+            self.config.recovery_hook(
+                self.front, self.handle_of(self.record_of(report.session_id)), report
+            )
+        except Exception:
+            logger.exception("The recovery hook failed for session %s", report.session_id)
+
+    def revive(self, session_id: str, mailbox: Mailbox, reason: Reason) -> None:
+        self.registry.revive(session_id, mailbox, reason)
+
+    def quarantined_now(self, session_id: str, reason: str) -> None:
+        self.registry.quarantined[session_id] = reason
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        self.executor.call_later(delay_s, callback)
+
+
+def _settle(pending: Pending[T], work: Callable[[], T]) -> None:
+    try:
+        pending.set(work())
+    except BaseException as error:  # noqa: BLE001 - told to whoever waits
+        pending.fail(error)
+
+
+def _fork_title(title: str) -> str:
+    head, _, tail = title.rpartition(" (fork #")
+    if head and tail.endswith(")") and tail[:-1].isdigit():
+        return f"{head} (fork #{int(tail[:-1]) + 1})"
+    return f"{title} (fork #1)"
+
+
+def _pass_on(pending: Pending[Any]) -> Callable[[Pending[Any]], None]:
+    def pass_on(done: Pending[Any]) -> None:
+        if done.error is not None:
+            pending.fail(done.error)
+        else:
+            pending.set(done.result())
+
+    return pass_on
