@@ -1,10 +1,21 @@
-"""A provider on this machine: plain HTTP/1.1 over asyncio streams, answering as it is told."""
+"""What integration tests share: a provider on this machine, runtimes on real files, and waiting.
+
+The provider speaks plain HTTP/1.1 over asyncio streams and answers as it is told.
+"""
 
 import asyncio
 import json
+import sys
+import threading
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+
+from understudy import Runtime
+
+sys.path.insert(0, str(Path(__file__).parent))  # for fold.py
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
@@ -119,3 +130,122 @@ def streamed():
 def refused():
     """``refused(429, body, retry_after="2")``: an answer that is an error."""
     return refusal
+
+
+# --- runtimes ----------------------------------------------------------------------------------
+
+PATIENCE_S = 15.0  # a bound on failures; nothing waits that long when all is well
+
+
+class Watch:
+    """Follows a subscription and waits for what is wanted, with a deadline. Keeps ``seen``."""
+
+    def __init__(self, subscription):
+        self.subscription = subscription
+        self.seen = []
+
+    def until(self, wanted, timeout_s=PATIENCE_S):
+        """The next event of this type, or for which this is true."""
+        matches = wanted if callable(wanted) else lambda event: event.type == wanted
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            event = self.subscription.next(timeout_s=left_s)
+            if event is not None:
+                self.seen.append(event)
+                if matches(event):
+                    return event
+        raise AssertionError(f"no {wanted} in {[event.type for event in self.seen]}")
+
+    def types(self):
+        return [event.type for event in self.seen]
+
+
+class Crew:
+    """Threads that start at once; what they raise fails the test."""
+
+    def __init__(self):
+        self._threads = []
+        self._outcomes = []
+
+    def call(self, work, *arguments, times=1):
+        for _ in range(times):
+            place = len(self._outcomes)
+            self._outcomes.append(AssertionError("a thread did not end"))
+            self._threads.append(
+                threading.Thread(target=self._run, args=(place, work, arguments), daemon=True)
+            )
+        return self
+
+    def _run(self, place, work, arguments):
+        self._barrier.wait(PATIENCE_S)
+        try:
+            self._outcomes[place] = work(*arguments)
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self._outcomes[place] = error
+
+    def start(self):
+        self._barrier = threading.Barrier(len(self._threads))
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def outcomes(self):
+        """What each call gave or raised, in order."""
+        deadline = time.monotonic() + PATIENCE_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return self._outcomes
+
+
+def wait_until(condition, timeout_s=PATIENCE_S):
+    """Look until it is true: for what no event tells, such as a thread's end."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not become true in time"
+        time.sleep(0.005)
+    return value
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "sessions.db"
+
+
+@pytest.fixture
+def opened(path):
+    """``opened(model, at=other, **options)``: a started runtime, closed at the end."""
+    runtimes = []
+
+    def open_one(model="scripted", *, at=path, **options):
+        options.setdefault("durability", "normal")
+        runtime = Runtime(at, model=model, **options)
+        runtimes.append(runtime)
+        return runtime.start()
+
+    yield open_one
+    for runtime in reversed(runtimes):
+        runtime.close()
+
+
+@pytest.fixture
+def watching():
+    """``watching(source, after=0)``: a ``Watch`` on a runtime's, session's or turn's events."""
+    opened = []
+
+    def watch(source, **options):
+        opened.append(Watch(source.events(**options)))
+        return opened[-1]
+
+    yield watch
+    for each in opened:
+        each.subscription.close()
+
+
+@pytest.fixture
+def crew():
+    return Crew
+
+
+@pytest.fixture
+def eventually():
+    return wait_until
