@@ -36,7 +36,7 @@ def second_run(path: Path, seen: int) -> None:
     with Runtime(path, model=model_from()) as runtime:
         wanted = ["prompt.accepted", "prompt.settled", "session.updated", "session.deleted"]
         with runtime.events(after=seen, types=wanted, deltas=False) as events:
-            runtime.delete_session("ses_diary")
+            runtime.session("ses_diary").delete()
             show(events, until="session.deleted")
 
 
