@@ -120,9 +120,12 @@ class Publisher:
             self._publish(missed)
 
     def _publish(self, events: Sequence[Event]) -> None:
-        last = events[-1].cursor
-        assert last is not None, "a committed event has a cursor"
-        if last <= self.cursor:
+        last, first = events[-1].cursor, events[0].cursor
+        assert last is not None and first is not None, "a committed event has a cursor"
+        if first <= self.cursor:
+            # A look at the journal may have come before the writer told of its own commit.
+            events = [event for event in events if (event.cursor or 0) > self.cursor]
+        if not events:
             return
         self.cursor = last
         for subscription in self._all:
@@ -245,3 +248,5 @@ class _SignalSubscription(Subscription):
     def push(self, events: Sequence[Event]) -> None:
         if signals.wanted():
             super().push(events)
+        elif (cursor := events[-1].cursor) is not None:
+            self.cursor = cursor  # who connects later is told what happens later
