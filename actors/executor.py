@@ -11,7 +11,7 @@ import functools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -274,7 +274,7 @@ class Executor:
 
     def _spawn(self, session_id: str, key: str, run: Callable[[], Any]) -> None:
         execution = self._executions.setdefault(session_id, Execution())
-        task = self._loop.create_task(run())
+        task = self._loop.create_task(_contained(run))
         execution.tasks[key] = task
         task.add_done_callback(functools.partial(self._ended, session_id, execution, key))
 
@@ -397,3 +397,11 @@ class Executor:
             return False
         loop.close()
         return True
+
+
+async def _contained(run: Callable[[], Awaitable[None]]) -> None:
+    """Run; what would end the loop, and every other session's turns with it, is an error."""
+    try:
+        await run()
+    except (KeyboardInterrupt, SystemExit) as error:
+        raise RuntimeError(f"An execution raised {type(error).__name__}") from error

@@ -160,7 +160,8 @@ class ModelStream:
             if isinstance(error, ModelUnavailable) and self._texts and self._show:
                 raise Broken(error) from error
             raise
-        except Exception as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            # The last two would end the loop, and with it the turns of every session.
             logger.exception("Model %s failed", self._model.model_id)
             raise ModelError(f"{type(error).__name__}: {error}") from error
 
