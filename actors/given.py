@@ -6,21 +6,28 @@ import base64
 import hashlib
 import math
 import mimetypes
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias, get_args
+from typing import Any, Final, TypeAlias, TypeVar, get_args
 
 import msgspec
 
 from understudy.actors.core.commands import SubmitPrompt
 from understudy.actors.hooks import inside_hook
+from understudy.actors.subscription import GAP, OVERFLOW
 from understudy.errors import InvalidInput, MessageNotFound
+from understudy.store.events import FACTS
 from understudy.store.ids import check_id
-from understudy.store.records import FilePart, ModelRef, PermissionRule, TextPart, WhenBusy
+from understudy.store.records import FilePart, ModelRef, PermissionRule, Record, TextPart, WhenBusy
 
 Permissions: TypeAlias = Mapping[str, str | Mapping[str, str]] | Sequence[PermissionRule]
 """Rules by permission: ``{"bash": "ask", "edit": {"*": "allow", "*.env": "deny"}}``."""
+
+R = TypeVar("R", bound=Record)
+
+_EVENTS: Final = frozenset({*FACTS, OVERFLOW, GAP})
 
 _TITLE_LIMIT: Final = 1_000
 _ACTIONS: Final = ("allow", "ask", "deny")
@@ -37,6 +44,40 @@ def text(field: str, value: object, *, limit: int | None = None) -> str:
     if limit is not None and size > limit:
         raise InvalidInput(f"{field} has {size} bytes; {limit} are allowed", field=field)
     return value
+
+
+def whole(field: str, value: object, *, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidInput(f"{field} is a whole number from {least}, not {value!r}", field=field)
+    return min(value, sys.maxsize)
+
+
+def record(field: str, value: R) -> R:
+    """A record whose values, whatever their callers' types, are what will be read back."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value), type=type(value))
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidInput(f"{field} cannot be stored: {error}", field=field) from error
+
+
+def event_types(value: object) -> frozenset[str]:
+    """Names of events, each of which there is."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidInput("types are names of events", field="types")
+    types = frozenset(value)
+    if unknown := sorted(str(each) for each in types - _EVENTS):
+        raise InvalidInput(f"no event is called {', '.join(unknown)}", field="types")
+    return types
+
+
+def answers(value: object) -> tuple[tuple[str, ...], ...]:
+    """For each question its answers: texts, or one."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InvalidInput("answers are a list for each question", field="answers")
+    lists = [[each] if isinstance(each, str) else each for each in value]
+    if not all(isinstance(each, Sequence) for each in lists):
+        raise InvalidInput("answers are a list for each question", field="answers")
+    return tuple(tuple(text("answers", one) for one in each) for each in lists)
 
 
 def title(value: object) -> str:
@@ -76,10 +117,11 @@ def permission_rules(value: Permissions | None) -> tuple[PermissionRule, ...]:
     if value is None:
         return ()
     if not isinstance(value, Mapping):
-        rules = tuple(value)
-        if not all(isinstance(rule, PermissionRule) for rule in rules):
+        if not isinstance(value, Sequence) or not all(
+            isinstance(rule, PermissionRule) for rule in value
+        ):
             raise InvalidInput("permissions are a mapping or PermissionRules", field="permissions")
-        return rules
+        return tuple(record("permissions", rule) for rule in value)
     rules = tuple(
         PermissionRule(permission=permission, pattern=pattern, action=action)  # type: ignore[arg-type]  # checked below
         for permission, actions in value.items()
@@ -94,7 +136,7 @@ def permission_rules(value: Permissions | None) -> tuple[PermissionRule, ...]:
                 f"{', '.join(_ACTIONS)}",
                 field="permissions",
             )
-    return rules
+    return tuple(record("permissions", rule) for rule in rules)
 
 
 def prompt_command(
@@ -109,13 +151,16 @@ def prompt_command(
     agent: str | None,
 ) -> SubmitPrompt:
     """A prompt as a command, or ``InvalidInput``."""
-    if when_busy not in get_args(WhenBusy):
+    if not isinstance(when_busy, str) or when_busy not in get_args(WhenBusy):
         raise InvalidInput(
             f"when_busy is one of {', '.join(get_args(WhenBusy))}, not {when_busy!r}",
             field="when_busy",
         )
     if message_id is not None:
         check_id("message_id", message_id)
+    system = None if system is None else text("system", system)
+    agent = None if agent is None else text("agent", agent)
+    switches = None if tools is None else _switches(tools)
     parts = _parts(prompt)
     size = sum(len(_content(part).encode()) for part in parts)
     if size > limit_bytes:
@@ -125,15 +170,21 @@ def prompt_command(
         )
     return SubmitPrompt(
         parts=parts,
-        digest=_digest(parts, system, tools, model, agent),
+        digest=_digest(parts, system, switches, model, agent),
         message_id=message_id,
         when_busy=when_busy,
-        system=None if system is None else text("system", system),
-        tools=None if tools is None else {str(key): bool(value) for key, value in tools.items()},
-        agent=None if agent is None else text("agent", agent),
+        system=system,
+        tools=switches,
+        agent=agent,
         model=model,
         quiet=inside_hook() is not None,
     )
+
+
+def _switches(tools: object) -> dict[str, bool]:
+    if not isinstance(tools, Mapping):
+        raise InvalidInput("tools says by name which may be used", field="tools")
+    return {text("tools", name): bool(on) for name, on in tools.items()}
 
 
 def _parts(
@@ -155,11 +206,8 @@ def _parts(
 def _part(each: object) -> TextPart | FilePart:
     if isinstance(each, str):
         return TextPart(id="", session_id="", message_id="", text=text("prompt", each))
-    if isinstance(each, TextPart):
-        text("prompt", each.text)
-        return each
-    if isinstance(each, FilePart):
-        return each
+    if isinstance(each, TextPart | FilePart):
+        return record("prompt", each)
     if isinstance(each, Path):
         return _file(each)
     raise InvalidInput(f"a prompt has no use for {type(each).__name__}", field="prompt")

@@ -211,6 +211,8 @@ class Runtime:
         engine = self.engine
         engine.must_be_open()
         now = engine.clock.wall_ms()
+        if not isinstance(internal, bool):
+            raise InvalidInput("internal is True or False", field="internal")
         internal = internal or inside_hook() is not None
         info = SessionRecord(
             id=engine.new_id("ses") if session_id is None else check_id("session_id", session_id),
@@ -220,7 +222,7 @@ class Runtime:
             if directory is None
             else given.text("directory", directory),
             parent_id=None if parent_id is None else check_id("parent_id", parent_id),
-            agent=agent,
+            agent=None if agent is None else given.text("agent", agent),
             model=engine.model_ref(model),
             internal=internal,
             metadata={} if metadata is None else given.metadata(metadata),
@@ -267,8 +269,13 @@ class Runtime:
 
         ``archived`` and ``internal`` choose those that are, those that are not, or (None) either.
         """
-        if (limit is not None and limit < 0) or offset < 0:
-            raise InvalidInput("limit and offset are not negative", field="limit")
+        limit = None if limit is None else given.whole("limit", limit)
+        offset = given.whole("offset", offset)
+        if parent_id is not None:
+            check_id("parent_id", parent_id)
+        for field, value in (("directory", directory), ("search", search)):
+            if value is not None:
+                given.text(field, value)
         records: Records[Session] = Records(self.engine.handle_of)
         return records._begin(
             self.engine.background(
@@ -305,11 +312,11 @@ class Runtime:
         self.engine.must_be_open()
         return Subscription(
             self.engine.publisher,
-            after=after,
-            session_id=session_id,
-            types=None if types is None else frozenset(types),
+            after=None if after is None else given.whole("after", after),
+            session_id=None if session_id is None else check_id("session_id", session_id),
+            types=None if types is None else given.event_types(types),
             deltas=deltas,
-            limit=buffer,
+            limit=given.whole("buffer", buffer, least=1),
         )
 
     @property
@@ -341,8 +348,8 @@ class Runtime:
         command = Reply(
             ask_id=check_id("ask_id", ask_id),
             reply=kind,
-            feedback=feedback,
-            answers=tuple(tuple(map(str, each)) for each in answers or ()),
+            feedback=None if feedback is None else given.text("feedback", feedback),
+            answers=() if answers is None else given.answers(answers),
         )
         pending: Pending[Any] = Pending()
         self.engine.reply(command, pending)

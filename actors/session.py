@@ -28,6 +28,7 @@ from understudy.errors import (
     TurnFailed,
 )
 from understudy.store.events import Event, PromptSettled, PromptStarted, SessionDeleted
+from understudy.store.ids import check_id
 from understudy.store.records import (
     Ask,
     CompactionPart,
@@ -169,6 +170,7 @@ class Session(Handle):
     def turn(self, message_id: str) -> Turn:
         """The turn of a prompt that was accepted before."""
         runtime = self._runtime
+        check_id("message_id", message_id)
         return Turn(self, message_id)._begin(
             runtime.engine.background(lambda: self._known_prompt(message_id)),
             runtime.engine.timeout_s(None),
@@ -199,7 +201,7 @@ class Session(Handle):
 
     def revert(self, message_id: str) -> Session:
         """Hide ``message_id`` and all after it. The next prompt removes them for good."""
-        return self._command(self, RevertTo(message_id=message_id))
+        return self._command(self, RevertTo(message_id=check_id("message_id", message_id)))
 
     def unrevert(self) -> Session:
         """Show again what ``revert`` hid."""
@@ -211,6 +213,8 @@ class Session(Handle):
         fork_id = engine.new_id("ses")
         pending: Pending[SessionRecord] = Pending()
         name = None if title is None else given.title(title)
+        if before is not None:
+            check_id("before", before)
         engine.fork(self.id, fork_id, pending, before=before, title=name)
         return Session(self._runtime, fork_id)._begin(pending, engine.timeout_s(None))
 
@@ -277,12 +281,18 @@ class Session(Handle):
         self, *, limit: int | None = None, before: str | None = None
     ) -> Records[TranscriptMessage]:
         """The transcript in order: the newest ``limit`` messages, before a message if given."""
+        limit = None if limit is None else given.whole("limit", limit)
+        if before is not None:
+            check_id("before", before)
         records: Records[TranscriptMessage] = Records(lambda pair: TranscriptMessage(*pair))
 
         def read() -> Any:
-            pairs = self._runtime.engine.store.read.messages(self.id, limit=limit, before=before)
+            reads = self._runtime.engine.store.read
+            pairs = reads.messages(self.id, limit=limit, before=before)
             if not pairs:
                 self._runtime.engine.record_of(self.id)
+            if before is not None and reads.message(self.id, before) is None:
+                raise given.no_message(self.id, before)
             return pairs
 
         return self._read(records, read)

@@ -170,8 +170,9 @@ class Subscription:
             self._behind = True
 
     def joined(self, live: Sequence[Event]) -> None:
-        """Follow live from here: ``live`` says where every open text stands, so that the deltas
-        buffered so far are part of it. Called by the publisher, under its lock.
+        """Follow live from here. Called by the publisher, under its lock.
+
+        ``live`` says where every open text stands: the deltas buffered so far are part of it.
         """
         with self._condition:
             facts = [event for event in self._buffer if event.cursor is not None]

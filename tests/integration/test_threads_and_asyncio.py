@@ -100,8 +100,8 @@ def test_every_call_blocks_in_a_thread_and_gives_its_result(path):
         assert not session.reset()
         assert child.delete()
         assert session.delete()
-        assert runtime.delete_session(fork.id)
-        assert not runtime.delete_session(fork.id, missing_ok=True)
+        assert fork.delete()
+        assert not fork.delete(missing_ok=True)
         assert list(runtime.sessions()) == []
 
 
@@ -155,8 +155,8 @@ def test_every_call_is_awaited_in_a_loop_and_never_holds_it_up(path):
             assert not await session.reset()
             assert await child.delete()
             assert await session.delete()
-            assert await runtime.delete_session(fork.id)
-            assert not await runtime.delete_session(fork.id, missing_ok=True)
+            assert await fork.delete()
+            assert not await fork.delete(missing_ok=True)
             assert list(await runtime.sessions()) == []
             assert ticker.ticks
             assert ticker.longest_s < LONGEST_GAP_S
@@ -306,7 +306,7 @@ def test_a_cancelled_waiter_leaves_the_session_as_it_was(path):
                 await waiters[0]
             with pytest.raises(asyncio.CancelledError):
                 await reader
-            assert runtime.publisher.subscriptions() == 1  # the runtime's own
+            assert runtime.engine.publisher.subscriptions() == 1  # the runtime's own
             gate.open()
             assert (await waiters[1]).text == "one two"
             assert (await waiters[2]).text == "one two"
@@ -378,8 +378,8 @@ def test_giving_up_on_results_leaves_nothing_behind(opened):
     for _ in range(50):
         with pytest.raises(errors.CommandTimeout):
             turn.result(timeout_s=0)
-    assert len(runtime.outcomes) <= 1
-    (waiting,) = runtime.outcomes._waiting.get(session.id, {"": []}).values() or ([],)
+    assert len(runtime.engine.outcomes) <= 1
+    (waiting,) = runtime.engine.outcomes._waiting.get(session.id, {"": []}).values() or ([],)
     assert len(waiting) == 0
     gate.open()
     assert turn.result(timeout_s=10).text == "late"
