@@ -386,6 +386,9 @@ class SessionActor(PooledActor):
         self._dead = True
         self._around.executor.cancel(self.session_id, "lost")
         self._around.publisher.cut(self.session_id)
+        for reply, _, refusal in batch.replies:
+            if refusal is not None:
+                reply.fail(refusal)
         for request in reversed(batch.requests):
             if not request.again and type(request.command) is not Recover:
                 self._mailbox.put_back(request)

@@ -89,7 +89,9 @@ class Upkeep:
     # --- the duties ----------------------------------------------------------------------------
 
     def _renew(self) -> None:
-        self._engine.store.renew_lease()
+        # A process that was frozen may have been replaced, by one that is gone again: whoever
+        # waits here for a turn of theirs is told by what they wrote.
+        self._engine.store.renew_lease(self._engine.publisher.poll)
 
     def _passivate(self) -> None:
         if self._engine.restart.restart == "permanent":

@@ -237,12 +237,18 @@ class Store:
 
     # --- upkeep --------------------------------------------------------------------------------
 
-    def renew_lease(self) -> None:
+    def renew_lease(self, renewed: Callable[[], None]) -> None:
+        """Renew it; ``renewed`` is called afterwards, in the writer's thread."""
+
         def work(tx: Transaction) -> tuple[None, list[Event]]:
             self.lease.renew(tx, now_ms=self._wall_ms())
             return None, []
 
-        self.submit(work, _ignore)
+        def done(_result: Any, _events: list[Event], error: BaseException | None) -> None:
+            if error is None:
+                renewed()
+
+        self.submit(work, done)
 
     def trim_journal(self, retention: journal.Retention) -> None:
         """Trim to retention, piece by piece, between other work."""

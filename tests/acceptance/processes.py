@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -89,7 +90,7 @@ class Child:
             assert note is not None, f"the child died before it said {word!r}"
 
     def kill(self) -> None:
-        """kill -9, and wait until it is dead."""
+        """SIGKILL, and wait until it is dead."""
         self._process.kill()
         self.wait_dead()
 
@@ -98,10 +99,8 @@ class Child:
         self._reader.join(DEADLINE_S)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
         return code
 
     def stop(self) -> None:
