@@ -23,6 +23,7 @@ from understudy import (
     errors,
     signals,
 )
+from understudy.actors.hooks import HOOKS
 from understudy.actors.models import acts
 from understudy.actors.subscription import EventsGap, EventsOverflow
 from understudy.actors.tools.tool import Tool
@@ -277,6 +278,10 @@ def test_everything_in_a_tool_context_is_documented():
 def test_every_act_of_a_script_is_documented():
     [listed] = re.findall(r"^Acts: (.*)$", read("docs/models.md"), re.MULTILINE)
     assert set(names(listed)) == {act.__name__ for act in get_args(acts.Act)}
+
+
+def test_every_hook_is_documented():
+    assert [name for (name,) in column("docs/design.md", "hook")] == list(HOOKS)
 
 
 def test_every_logger_is_documented():

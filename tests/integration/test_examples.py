@@ -125,6 +125,19 @@ def test_a_person_decides_about_each_tool(run):
     assert lines[-1] == "Two temporary tables are gone; the invoices are still there."
 
 
+def test_a_memory_recalls_what_its_own_sessions_wrote_down_and_does_not_loop(run):
+    lines = run("memory_hooks").splitlines()
+    hooks = [line for line in lines if line.startswith("[")]
+    assert hooks == [
+        "[recall] for 'I keep bees.': 0 notes",
+        "[keep] - You said: I keep bees.",
+        "[recall] for 'What do you know about me?': 1 notes",
+        "[keep] - You remember: - You said: I keep bees.",
+    ]
+    assert "You remember:" in lines
+    assert lines[-1] == "2 sessions, and 2 of the memory's own"
+
+
 def test_a_desktop_conversation_needs_no_display(run):
     lines = run("desktop_host", "--headless").splitlines()
     assert lines[0] == "user: What is a stage whisper?"
