@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 from collections.abc import Awaitable, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from understudy.actors.core.commands import OpenAsk, ToolFinished, ToolProgress
+from understudy.actors.hooks import enter_hook
 from understudy.actors.pending import Pending
 from understudy.actors.tools.context import Cancellation
 from understudy.errors import ToolError, TurnAborted
@@ -189,6 +191,10 @@ class CallRun:
     async def run(self) -> None:
         """Report the call's outcome to its session, unless it was cancelled from outside."""
         try:
+            hooks = self._executor.host.hooks
+            part = self._part
+            if await self._executor.read(lambda: hooks.silent(part.session_id, part.message_id)):
+                enter_hook("tool")
             outcome = await self._outcome()
         except asyncio.CancelledError:
             self.context.cancel("abort")
@@ -250,7 +256,8 @@ class CallRun:
             value = _outcome_of(tool, given, self.context)
             _tell(loop, finished, value)
 
-        self._executor.workers.submit(job)
+        inherited = contextvars.copy_context()
+        self._executor.workers.submit(lambda: inherited.run(job))
         try:
             return await finished
         except asyncio.CancelledError:
@@ -268,9 +275,11 @@ class CallRun:
         async def job() -> None:
             _tell(loop, finished, await _outcome_of_async(tool, given, self.context))
 
+        inherited = contextvars.copy_context()
+
         def start() -> None:
             if not self.context.cancelled:
-                task.append(tools_loop.create_task(job()))
+                task.append(tools_loop.create_task(job(), context=inherited))
 
         tools_loop.call_soon_threadsafe(start)
         try:

@@ -51,6 +51,7 @@ from understudy.store.events import (
     AnyFact,
     Event,
     PromptSettled,
+    SessionCreated,
     SessionReset,
 )
 from understudy.store.ids import make_id
@@ -124,8 +125,8 @@ class Engine:
         self.outcomes = Outcomes()
         self.publisher.observe(self.outcomes.observe)
         self.publisher.observe(self._after_turn)
-        self.executor = Executor(self)
         self.hooks = Hooks(self, config.hooks, hook_s=config.hook_s)
+        self.executor = Executor(self)
         self.pool = ThreadPool(config.threads, monotonic_s=self.clock.monotonic_s)
         self.registry = Registry(self, self.pool, monotonic_s=self.clock.monotonic_s)
         self.supervisor = Supervisor(Mailbox(self.pool), self, self.restart, self._chance)
@@ -243,15 +244,35 @@ class Engine:
 
     # --- sessions ------------------------------------------------------------------------------
 
-    def create(
+    def create(self, info: SessionRecord, pending: Pending[SessionRecord]) -> None:
+        """A new, empty session. A child of an internal session is internal too."""
+        if not info.internal and info.parent_id is None:
+            self._insert(info, (SessionCreated(session_id=info.id, info=info),), pending)
+            return
+
+        def work() -> None:
+            parent = None if info.parent_id is None else self.store.read.session(info.parent_id)
+            internal = info.internal or (parent is not None and parent.internal)
+            final = msgspec.structs.replace(info, internal=internal)
+            self._insert(final, (SessionCreated(session_id=info.id, info=final),), pending)
+
+        self.attempt(work, pending)
+
+    def _insert(
         self,
         info: SessionRecord,
         facts: tuple[AnyFact, ...],
         pending: Pending[SessionRecord],
     ) -> None:
+        """Bypass an internal session, durably, before anybody hears of it; then create it."""
+        known = not info.internal or self.tracker.is_bypassed(info.id)
+        if info.internal:
+            self.tracker.bypass(info.id, allow_unknown=True)
 
         def done(claimed: Claimed | None, _: list[Event], error: BaseException | None) -> None:
             if claimed is None:
+                if not known:
+                    self.in_background(lambda: self.tracker.unbypass(info.id), Pending())
                 pending.fail(error or RuntimeError("no claim"))
                 return
             self.registry.born(info.id, State(info=info, seq=claimed.seq), claimed.epoch)
@@ -290,6 +311,7 @@ class Engine:
         *,
         before: str | None,
         title: str | None,
+        internal: bool,
     ) -> None:
         """Copy a session's settled history into a new one."""
 
@@ -301,6 +323,7 @@ class Engine:
                 id=fork_id,
                 title=_fork_title(source.title) if title is None else title,
                 time=SessionTime(created=now, updated=now),
+                internal=source.internal or internal,
                 revert=None,
                 compaction_failures=0,
             )
@@ -311,7 +334,7 @@ class Engine:
                 before=before or (source.revert.message_id if source.revert else None),
                 moment=Moment(now, self.entropy()),
             )
-            self.create(info, facts, pending)
+            self._insert(info, facts, pending)
 
         self.attempt(work, pending)
 

@@ -3,7 +3,7 @@
 A hook may use the runtime: a memory hook prompts a session of its own, whose hooks would prompt
 another, and so on for ever. So every hook passes the gate first. Internal sessions are bypassed
 before their first prompt and for as long as they are used; what is made inside a hook, sessions and
-prompts alike, is internal too. No hook can loop.
+prompts alike, is internal too, and so is what the tools of such turns make. No hook can loop.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 
 from understudy.actors.pending import Pending
 from understudy.errors import InvalidInput
+from understudy.store.records import AssistantMessage
 
 if TYPE_CHECKING:
     from understudy.actors.engine import Engine
@@ -64,6 +65,11 @@ logged and changes nothing; one that takes longer than ``hook_s`` is not waited 
 """
 
 
+def enter_hook(name: str) -> None:
+    """Count what this context does from here on as done inside a hook."""
+    _inside.set(name)
+
+
 def inside_hook() -> str | None:
     """The hook this code runs in, if any."""
     return _inside.get()
@@ -87,13 +93,25 @@ class Hooks:
                 raise InvalidInput(
                     f"there is no hook {name!r}; there is {', '.join(HOOKS)}", field="hooks"
                 )
-            group = (given,) if callable(given) else tuple(given)
+            group = tuple(given) if isinstance(given, Iterable) else (given,)
             if not all(callable(each) for each in group):
                 raise InvalidInput(f"hook {name!r} must be a function", field="hooks")
             self._hooks[name] = group
 
     def wanted(self, hook: str) -> bool:
         return hook in self._hooks
+
+    def silent(self, session_id: str, message_id: str) -> bool:
+        """Whether a step works for a hook: its session is internal, or its prompt was a hook's."""
+        if not self._hooks:
+            return False
+        if self._engine.info(session_id).internal:
+            return True
+        pair = self._engine.store.read.message(session_id, message_id)
+        if pair is None or not isinstance(pair[0], AssistantMessage):
+            return False
+        prompt, _ = self._engine.store.read.prompt(session_id, pair[0].parent_id)
+        return prompt is not None and prompt.quiet
 
     def passes(self, hook: str, session_id: str, *, internal: bool) -> bool:
         """The gate: whether a hook of this session runs. Costs no write and no model call."""

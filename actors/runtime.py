@@ -24,7 +24,6 @@ from understudy.actors.supervisor import RestartPolicy
 from understudy.actors.tools.tool import Tool, toolbox
 from understudy.actors.tracker import SessionTracker
 from understudy.errors import InvalidInput
-from understudy.store.events import SessionCreated
 from understudy.store.ids import check_id
 from understudy.store.journal import Retention
 from understudy.store.lease import LEASE_S
@@ -213,7 +212,6 @@ class Runtime:
         now = engine.clock.wall_ms()
         if not isinstance(internal, bool):
             raise InvalidInput("internal is True or False", field="internal")
-        internal = internal or inside_hook() is not None
         info = SessionRecord(
             id=engine.new_id("ses") if session_id is None else check_id("session_id", session_id),
             title="New session" if title is None else given.title(title),
@@ -224,24 +222,12 @@ class Runtime:
             parent_id=None if parent_id is None else check_id("parent_id", parent_id),
             agent=None if agent is None else given.text("agent", agent),
             model=engine.model_ref(model),
-            internal=internal,
+            internal=internal or inside_hook() is not None,
             metadata={} if metadata is None else given.metadata(metadata),
             permission=given.permission_rules(permissions),
         )
         pending: Pending[SessionRecord] = Pending()
-        facts = (SessionCreated(session_id=info.id, info=info),)
-        if internal:
-            # Bypassed, durably, before its first prompt can go out.
-            bypassed = engine.background(lambda: self.tracker.bypass(info.id, allow_unknown=True))
-            bypassed.then(
-                lambda done: (
-                    pending.fail(done.error)
-                    if done.error is not None
-                    else engine.create(info, facts, pending)
-                )
-            )
-        else:
-            engine.create(info, facts, pending)
+        engine.create(info, pending)
         return Session(self, info.id)._begin(pending, engine.timeout_s(None))
 
     def session(self, session_id: str) -> Session:

@@ -18,6 +18,7 @@ from understudy.actors.core.commands import (
     UpdateSession,
 )
 from understudy.actors.handles import Done, Handle, Records, Reply, TranscriptMessage
+from understudy.actors.hooks import inside_hook
 from understudy.actors.pending import Pending, failing
 from understudy.actors.session_actor import Crash
 from understudy.errors import (
@@ -215,7 +216,8 @@ class Session(Handle):
         name = None if title is None else given.title(title)
         if before is not None:
             check_id("before", before)
-        engine.fork(self.id, fork_id, pending, before=before, title=name)
+        internal = inside_hook() is not None
+        engine.fork(self.id, fork_id, pending, before=before, title=name, internal=internal)
         return Session(self._runtime, fork_id)._begin(pending, engine.timeout_s(None))
 
     def update(

@@ -69,9 +69,7 @@ class StepRun:
         """Keep an internal session's bypass alive, and let ``before_prompt`` add to the system."""
         prompt, host = self._effect.prompt, self._executor.host
         info = host.info(self._session_id)
-        if info.internal:
-            # Before anything leaves: its hooks stay no-ops for as long as it is used.
-            await self._executor.read(lambda: host.tracker.touch(self._session_id))
+        await _stay_bypassed(self._executor, self._session_id)
         if prompt.quiet or not host.hooks.wanted("before_prompt"):
             return request
         texts = self._executor.recalled(self._session_id, prompt.message_id)
@@ -238,6 +236,7 @@ class SummaryRun:
             )
             await host.hooks.gather(call, internal=host.info(self._session_id).internal)
         model, plan = await self._executor.read(self._plan)
+        await _stay_bypassed(self._executor, self._session_id)
         if plan is None:
             return self._failed(
                 Failure(name="CompactionError", data={"message": "There is nothing to summarise"})
@@ -286,6 +285,13 @@ class SummaryRun:
         """A summary never grows beyond an eighth of what a request may hold."""
         limit = max(2_000, self._executor.rules.usable_tokens // 8 * 4)
         return text if len(text) <= limit else text[:limit] + " […]"
+
+
+async def _stay_bypassed(executor: Executor, session_id: str) -> None:
+    """Before anything leaves an internal session: its hooks are no-ops while it is used."""
+    host = executor.host
+    if host.info(session_id).internal:
+        await executor.read(lambda: host.tracker.touch(session_id))
 
 
 def _asked(request: ModelRequest) -> str:

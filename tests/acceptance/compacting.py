@@ -196,13 +196,15 @@ def folded(events: Iterable[Event]) -> Fold:
     return fold
 
 
-def history_of(runtime: Runtime, session: Session) -> list[Event]:
+def history_of(runtime: Runtime, session: Session | str) -> list[Event]:
     """Every event of a session so far."""
-    return [
-        event
-        for event in runtime.store.read.events(after=0, limit=100_000)
-        if event.session_id == session.id
-    ]
+    session_id = session if isinstance(session, str) else session.id
+    last = runtime.cursor
+    if last == 0:
+        return []
+    with runtime.events(after=0, deltas=False, buffer=100_000) as events:
+        seen = until(events, lambda event: event.cursor >= last)
+    return [event for event in seen if event.session_id == session_id]
 
 
 # --- crashes -----------------------------------------------------------------------------------
@@ -260,7 +262,7 @@ def copied(path: Path, folder: Path) -> Path:
 
 
 def together(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """``work(0)`` … ``work(count - 1)`` in threads that start together; what each gave or raised."""
+    """``work(0)`` … ``work(count - 1)`` in threads that start together: what each gave."""
     barrier = threading.Barrier(count)
     outcomes: list[Any] = [None] * count
 

@@ -2,6 +2,7 @@
 
 import threading
 
+import plant
 import pytest
 from compacting import (
     FULL,
@@ -327,16 +328,18 @@ def test_c31_observers_never_see_two_compactions_or_a_wrong_parent(tmp_path):
         watcher = threading.Thread(target=watch)
         watcher.start()
 
+        def compact(count):
+            session.compact()
+
+        def fill(count):
+            session.prompt(f"full {count} " + "blah " * 40)
+
+        def work(count):
+            session.abort() if count == 3 else session.prompt("work")
+
         def act(number):
             for count in range(6):
-                if number % 3 == 0:
-                    session.compact()
-                elif number % 3 == 1:
-                    session.prompt(f"full {count} " + "blah " * 40)
-                elif count == 3:
-                    session.abort()
-                else:
-                    session.prompt("work")
+                (compact, fill, work)[number % 3](count)
 
         outcomes = together(6, act)
         assert outcomes == [None] * 6
@@ -400,7 +403,7 @@ def test_c39_deleting_during_a_compaction_leaves_no_row(tmp_path):
         gate.open()
         with pytest.raises(SessionNotFound):
             session.messages()
-        assert runtime.store.read.messages(session.id) == []
+        assert plant.rows_of(tmp_path / "a.db", session.id) == {}
         last = history_of(runtime, session)[-1]
         assert last.type == "session.deleted"
     with opened(tmp_path / "a.db") as runtime:

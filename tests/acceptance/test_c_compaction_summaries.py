@@ -1,4 +1,4 @@
-"""Compaction, the summaries: whose they are, when they count, what they may replace (C12 to C41)."""
+"""Compaction, the summaries: whose they are, when they count, what they replace (C12 to C41)."""
 
 import random
 import sys
@@ -434,7 +434,7 @@ def test_c30_two_processors_on_one_marker_make_one_summary(path):
         asked = session.compact()
         gate.wait_reached()
         with opened(path, other) as second:
-            second.recover_orphans()
+            second.engine.recover_orphans()
             gate.open()
             asked.result(timeout_s=WAIT_S)
         assert (len(summaries(model)), len(summaries(other))) == (1, 0)
