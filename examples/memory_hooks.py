@@ -62,8 +62,9 @@ def main() -> None:
         for text in ("I keep bees.", "What do you know about me?"):
             memory.kept.clear()
             session = runtime.create_session(title=text)
-            print(session.prompt(text).result(timeout_s=60))
+            reply = session.prompt(text).result(timeout_s=60)
             memory.kept.wait(60)
+            print(f"[{text}] {reply.text}")
         scribes = runtime.sessions(internal=True)
         print(f"{len(runtime.sessions())} sessions, and {len(scribes)} of the memory's own")
 

@@ -13,9 +13,12 @@ from typing import Any
 
 from understudy import Event, Runtime, model_from, signals
 
+outcomes: list[str] = []
 
-def announce(_runtime: Runtime, event: Event) -> None:
-    print(f"signal: {event.data.info.message_id[:3]}… was {event.data.info.outcome}")
+
+def note(_runtime: Runtime, event: Event) -> None:
+    """A receiver of the signal: called for each prompt that has its outcome."""
+    outcomes.append(event.data.info.outcome)
 
 
 def first_run(path: Path) -> int:
@@ -49,10 +52,11 @@ def show(events: Any, *, until: str) -> int:
 
 
 def main() -> None:
-    signals.prompt_settled.connect(announce)
+    signals.prompt_settled.connect(note)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "agent.db"
         seen = first_run(path)
+        print(f"the signal said: {', '.join(outcomes)}")
         print(f"--- closed; {seen} is all we remember ---")
         second_run(path, seen)
 

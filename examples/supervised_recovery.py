@@ -8,6 +8,7 @@ recovery hook is called, and decides what to do about it: here, to ask again.
 from __future__ import annotations
 
 import logging
+import queue
 import tempfile
 import threading
 from pathlib import Path
@@ -16,7 +17,7 @@ from understudy import RecoveryReport, Runtime, ScriptedModel, Session, ToolCont
 from understudy.actors.models.scripted import Call
 
 under_way = threading.Event()
-recovered = threading.Event()
+reports: queue.SimpleQueue[RecoveryReport] = queue.SimpleQueue()
 
 
 def move_crates(count: int, ctx: ToolContext) -> str:
@@ -32,9 +33,8 @@ def move_crates(count: int, ctx: ToolContext) -> str:
 
 def ask_again(_runtime: Runtime, session: Session, report: RecoveryReport) -> None:
     """The app's recovery hook: called once the session is whole and usable."""
-    print(f"recovered after a {report.reason}; interrupted: {', '.join(report.calls)}")
     session.prompt("You were interrupted. Look at what is done, and do the rest.")
-    recovered.set()
+    reports.put(report)
 
 
 def main() -> None:
@@ -57,7 +57,8 @@ def main() -> None:
             turn.result(timeout_s=30)
         except errors.TurnAborted as interrupted:
             print(f"the first prompt: {interrupted}")
-        recovered.wait(30)
+        report = reports.get(timeout=30)
+        print(f"recovered after a {report.reason}; interrupted: {', '.join(report.calls)}")
         session.wait_idle(timeout_s=30)
         for message in session.messages():
             states = [f"{part.tool} {part.state.status}" for part in message.tools]

@@ -79,8 +79,7 @@ def test_a_crashed_actor_is_restarted_and_the_hook_asks_again(run):
 
 def test_a_cursor_is_all_a_subscriber_has_to_remember(run):
     before, after = run("subscribe").split("--- closed")
-    signalled = [line for line in before.splitlines() if line.startswith("signal")]
-    assert signalled == ["signal: msg… was answered"] * 2
+    assert "the signal said: answered, answered\n" in before
     first, second = (
         [
             (int(cursor), name)
@@ -127,15 +126,16 @@ def test_a_person_decides_about_each_tool(run):
 
 def test_a_memory_recalls_what_its_own_sessions_wrote_down_and_does_not_loop(run):
     lines = run("memory_hooks").splitlines()
-    hooks = [line for line in lines if line.startswith("[")]
-    assert hooks == [
+    assert lines == [
         "[recall] for 'I keep bees.': 0 notes",
         "[keep] - You said: I keep bees.",
+        "[I keep bees.] You said: I keep bees.",
         "[recall] for 'What do you know about me?': 1 notes",
         "[keep] - You remember: - You said: I keep bees.",
+        "[What do you know about me?] You remember:",
+        "- You said: I keep bees.",
+        "2 sessions, and 2 of the memory's own",
     ]
-    assert "You remember:" in lines
-    assert lines[-1] == "2 sessions, and 2 of the memory's own"
 
 
 def test_a_desktop_conversation_needs_no_display(run):
