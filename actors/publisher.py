@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from understudy import signals
 from understudy.actors.subscription import GAP, OVERFLOW, Subscription
-from understudy.store.events import Event, PartDelta, SessionDeleted
+from understudy.store.events import Event, MessageUpdated, PartDelta, SessionDeleted
+from understudy.store.lanes import Lane, MakeLane, ThreadLane
 
 if TYPE_CHECKING:
     from understudy.store.reads import Reads
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("understudy.events")
 
 _PAGE: Final = 1000
+_LAST_WORDS: Final = (SessionDeleted, MessageUpdated)
 
 
 class Stream(Protocol):
     """A step's live text."""
 
     session_id: str
+    message_id: str
 
     def text_so_far(self) -> list[PartDelta]:
         """The text of every open part, each from offset 0."""
@@ -38,11 +41,14 @@ class Stream(Protocol):
 class Publisher:
     """Fans events out. ``committed`` runs in the writer's thread, and must not wait."""
 
-    def __init__(self, sender: Any, *, wall_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, sender: Any, *, wall_ms: Callable[[], int], lane: MakeLane = ThreadLane
+    ) -> None:
         self.cursor = 0
         self._journal: Reads | None = None
         self._sender = sender
         self._wall_ms = wall_ms
+        self._lane = lane
         self._lock = threading.RLock()
         self._all: list[Subscription] = []
         self._by_session: dict[str, list[Subscription]] = {}
@@ -58,8 +64,7 @@ class Publisher:
     def open(self, journal: Reads) -> None:
         self._journal = journal
         self.cursor = journal.cursors()[1]
-        self._pump = SignalPump(self, self._sender)
-        self._pump.start()
+        self._pump = SignalPump(self, self._sender, self._lane)
 
     def close(self, timeout_s: float) -> None:
         """Deliver what is committed to signal receivers, then end every subscription."""
@@ -133,10 +138,20 @@ class Publisher:
         if self._by_session:
             self._push_by_session(events)
         for event in events:
-            if type(event.data) is SessionDeleted:
-                self._streams.pop(event.session_id, None)
+            if type(event.data) in _LAST_WORDS:
+                self._hush(event.data)
             for observer in self._observers:
                 observer(event)
+
+    def _hush(self, fact: Any) -> None:
+        """Detach the stream of what is over: no text comes after the news of its end."""
+        stream = self._streams.get(fact.session_id)
+        if stream is None:
+            return
+        if type(fact) is SessionDeleted or (
+            fact.info.id == stream.message_id and fact.info.time.completed is not None
+        ):
+            del self._streams[fact.session_id]
 
     def _push_by_session(self, events: Sequence[Event]) -> None:
         mine: dict[str, list[Event]] = defaultdict(list)
@@ -199,30 +214,42 @@ class Publisher:
 
 
 class SignalPump:
-    """Calls signal receivers in a thread of its own, from a bounded subscription."""
+    """Calls signal receivers in a lane of its own, from a bounded subscription."""
 
-    def __init__(self, publisher: Publisher, sender: Any) -> None:
+    def __init__(self, publisher: Publisher, sender: Any, lane: MakeLane) -> None:
         self._sender = sender
-        self._subscription = _SignalSubscription(publisher)
-        self._thread = threading.Thread(target=self._run, name="understudy-signals", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        self._told = False
+        self._lane: Lane[None] = lane(
+            "understudy-signals", self._deliver, most=1, ended=self._end
+        )
+        self._subscription = _SignalSubscription(publisher, self._tell)
 
     def stop(self, timeout_s: float) -> None:
+        """Deliver what is there, then end."""
         self._subscription.close()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
+        self._lane.close(timeout_s)
 
-    def _run(self) -> None:
-        for event in self._subscription:
-            signal = signals.BY_TYPE.get(event.type)
-            if signal is None or not signal.receivers:
-                if event.type in (OVERFLOW, GAP):
-                    logger.warning("Signal receivers fell behind: %s", event.data)
-                continue
-            for receiver in list(signal.receivers_for(self._sender)):
-                self._call(receiver, event)
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            self._lane.put(None)
+
+    def _deliver(self, _: list[None]) -> None:
+        self._told = False
+        while (event := self._subscription.poll()) is not None:
+            self._send(event)
+
+    def _end(self) -> None:
+        self._deliver([])
+
+    def _send(self, event: Event) -> None:
+        signal = signals.BY_TYPE.get(event.type)
+        if signal is None or not signal.receivers:
+            if event.type in (OVERFLOW, GAP):
+                logger.warning("Signal receivers fell behind: %s", event.data)
+            return
+        for receiver in list(signal.receivers_for(self._sender)):
+            self._call(receiver, event)
 
     def _call(self, receiver: Callable[..., Any], event: Event) -> None:
         try:
@@ -245,8 +272,13 @@ class SignalPump:
 class _SignalSubscription(Subscription):
     """Costs nothing while nobody is connected to any signal."""
 
+    def __init__(self, publisher: Publisher, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        super().__init__(publisher)
+
     def push(self, events: Sequence[Event]) -> None:
         if signals.wanted():
             super().push(events)
+            self._tell()
         elif (cursor := events[-1].cursor) is not None:
             self.cursor = cursor  # who connects later is told what happens later

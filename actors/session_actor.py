@@ -19,7 +19,7 @@ from understudy.actors.core.commands import Command, Loaded, Reason, Recover
 from understudy.actors.core.context import boundary
 from understudy.actors.core.decide import decide
 from understudy.actors.core.draft import Decision
-from understudy.actors.core.effects import Cancel, Effect
+from understudy.actors.core.effects import Effect
 from understudy.actors.core.state import Entry, Moment, State
 from understudy.actors.pending import Pending
 from understudy.actors.pool import Mailbox, PooledActor
@@ -310,9 +310,6 @@ class SessionActor(PooledActor):
 
     def _commit(self, batch: _Batch) -> None:
         assert self.state is not None, "a session is loaded before it commits"
-        if any(type(effect) is Cancel for effect in batch.effects):
-            # No text of a turn that is over is published after the news of its end.
-            self._around.publisher.cut(self.session_id)
         self._mailbox.pause()
         change = Change(
             session_id=self.session_id,
@@ -487,7 +484,6 @@ class SessionActor(PooledActor):
             self._mailbox.pause()
             self._mailbox.put_back(request)
             return
-        self._around.publisher.cut(self.session_id)
         self._mailbox.pause()
 
         def done(ids: Any, events: list[Event], error: BaseException | None) -> None:

@@ -99,7 +99,7 @@ class ModelStream:
         self.session_id = session_id
         self._executor = executor
         self._model = model
-        self._message_id = message_id
+        self.message_id = message_id
         self._show = show
         self._texts: list[_Text] = []
         self._flushing = False
@@ -144,7 +144,7 @@ class ModelStream:
         self._executor.send(
             self.session_id,
             StepRetrying(
-                message_id=self._message_id,
+                message_id=self.message_id,
                 attempt=state.attempt_number,
                 failure=failure_of(error or ModelUnavailable()),
                 next_ms=self._executor.clock.wall_ms() + int(pause_s * 1000),
@@ -235,7 +235,7 @@ class ModelStream:
     def _delta(self, open_text: _Text, text: str, offset: int) -> PartDelta:
         return PartDelta(
             session_id=self.session_id,
-            message_id=self._message_id,
+            message_id=self.message_id,
             part_id=open_text.part_id,
             field="text",
             delta=text,
@@ -265,7 +265,7 @@ class ModelStream:
         done.then(committed)
         self._executor.send(
             self.session_id,
-            StepProgress(message_id=self._message_id, parts=tuple(self.parts(ended=False))),
+            StepProgress(message_id=self.message_id, parts=tuple(self.parts(ended=False))),
             done,
         )
 
@@ -289,7 +289,7 @@ class ModelStream:
                 open_text.kind(
                     id=open_text.part_id,
                     session_id=self.session_id,
-                    message_id=self._message_id,
+                    message_id=self.message_id,
                     text=open_text.text(),
                     time=Span(
                         start=open_text.start,

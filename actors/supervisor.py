@@ -109,6 +109,10 @@ class Supervisor(PooledActor):
             except Exception:
                 logger.exception("The supervisor failed on %s", message.session_id)
 
+    def forget(self, session_id: str) -> None:
+        """Drop what is remembered of a session that is gone. Safe from any thread."""
+        self._recent.pop(session_id, None)
+
     def _count(self, news: Died) -> None:
         """Make the crash durable; the verdict follows from the count."""
         reason = f"{type(news.error).__name__}: {news.error}"
