@@ -38,16 +38,22 @@ class EventLoop(Protocol):
 class Conversation:
     """A session as a window shows it: texts by part, in order, and whether it is busy.
 
-    Built from events alone, from the first one on: reopening the app shows what was said before.
+    The cursor is taken first, then the transcript, then events after the cursor: what is in both
+    says the same, and nothing is missed in between.
     """
 
     def __init__(self, session: Session) -> None:
         self.texts: dict[str, str] = {}
-        self.busy = False
         self.problem = ""
         self._roles: dict[str, str] = {}
         self._session = session
-        self._events = session.events(after=0)
+        cursor = session.runtime.cursor
+        self.busy = session.status().type != "idle"
+        for message in session.messages():
+            self._take_message(message.info)
+            for part in message.parts:
+                self._take_part(part)
+        self._events = session.events(after=cursor)
         self._calls = ThreadPoolExecutor(1, thread_name_prefix="conversation")
 
     def send(self, text: str) -> None:
@@ -75,15 +81,22 @@ class Conversation:
 
     def _take(self, event_type: str, data: Any) -> None:
         if event_type == "message.updated":
-            self._roles[data.info.id] = data.info.role
-        elif event_type == "message.part.updated" and data.part.type == "text":
-            self.texts[data.part.id] = f"{self._roles[data.part.message_id]}: {data.part.text}"
+            self._take_message(data.info)
+        elif event_type == "message.part.updated":
+            self._take_part(data.part)
         elif event_type == "message.part.delta":
             opening = len(self._roles[data.message_id]) + 2
             known = self.texts.get(data.part_id, "")
             self.texts[data.part_id] = known[: opening + data.offset] + data.delta
         elif event_type == "session.status":
             self.busy = data.status.type != "idle"
+
+    def _take_message(self, info: Any) -> None:
+        self._roles[info.id] = info.role
+
+    def _take_part(self, part: Any) -> None:
+        if part.type == "text":
+            self.texts[part.id] = f"{self._roles[part.message_id]}: {part.text}"
 
     def keep_fresh(self, loop: EventLoop, show: Callable[[Conversation], None]) -> None:
         if self.refresh():

@@ -1,5 +1,6 @@
 """Every example runs as its reader would run it, says what it promises, and leaves nothing."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import understudy
+from understudy import Runtime, ScriptedModel
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEADLINE_S = 60
@@ -143,6 +145,27 @@ def test_a_desktop_conversation_needs_no_display(run):
     assert lines[0] == "user: What is a stage whisper?"
     assert lines[-1] == "assistant: Loud enough for all to hear."
     assert all(line.startswith("assistant: Loud") for line in lines[1:])
+
+
+def test_a_conversation_that_is_opened_again_shows_what_was_said(tmp_path):
+    spec = importlib.util.spec_from_file_location("desktop_host", EXAMPLES / "desktop_host.py")
+    desktop_host = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(desktop_host)
+    path, model = tmp_path / "desk.db", ScriptedModel("Yes.")
+    with Runtime(path, model=model) as runtime:
+        runtime.create_session(session_id="ses_desk").prompt("Anyone there?").result()
+    with Runtime(path, model=model) as runtime:
+        session = runtime.session("ses_desk")
+        conversation = desktop_host.Conversation(session)
+        said = ["user: Anyone there?", "assistant: Yes."]
+        assert list(conversation.texts.values()) == said
+        assert not conversation.busy
+        session.prompt("Still?").result()
+        conversation.refresh()
+        assert list(conversation.texts.values()) == [*said, "user: Still?", "assistant: Yes."]
+        conversation.send(" ")
+        conversation.close()
+        assert "empty" in conversation.problem
 
 
 STAND_IN = '''
