@@ -13,7 +13,7 @@ import msgspec
 from understudy.errors import SessionClaimed, SessionExists, SessionNotFound
 from understudy.store.changes import Transaction
 from understudy.store.events import ActorCrashed, AnyFact, Event, SessionDeleted, SessionQuarantined
-from understudy.store.records import Session
+from understudy.store.records import Session, SessionTime
 
 Alive: TypeAlias = Callable[[str], bool]
 """Whether the runtime with this id is alive, as far as anyone can tell."""
@@ -127,8 +127,7 @@ def delete_tree(
             raise SessionClaimed(
                 f"Session {member} belongs to runtime {holder}", session_id=member, owner=holder
             )
-        info = msgspec.json.decode(data, type=Session)
-        fact = SessionDeleted(session_id=member, info=info)
+        fact = SessionDeleted(session_id=member, info=_readable(member, data))
         events += tx.append(member, seq, now_ms, (fact,))
         buried.append((member, held + 1, seq + 1, now_ms))
     keys = [(member,) for member in ids]
@@ -140,6 +139,14 @@ def delete_tree(
         buried,
     )
     return ids, events
+
+
+def _readable(session_id: str, data: bytes | None) -> Session:
+    """The session's record; what is damaged must go as well, so a bare one stands in for it."""
+    try:
+        return msgspec.json.decode(data or b"", type=Session)
+    except msgspec.DecodeError:
+        return Session(id=session_id, title="", time=SessionTime(created=0, updated=0))
 
 
 # --- supervision -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from understudy.errors import InvalidInput, RuntimeClosed
+from understudy.errors import InvalidInput, RuntimeClosed, StoreUnreadable
 from understudy.store.database import Durability, check_existing, connect, translated
 from understudy.store.events import Event, decode_fact
 from understudy.store.records import (
@@ -134,7 +134,10 @@ class Reads:
     def session(self, session_id: str) -> Session | None:
         with self.connection() as c:
             row = c.execute("SELECT data FROM session WHERE id = ?", (session_id,)).fetchone()
-        return _session.decode(row[0]) if row else None
+        try:
+            return _session.decode(row[0]) if row else None
+        except msgspec.DecodeError as error:
+            raise StoreUnreadable(f"The record of session {session_id} is damaged") from error
 
     def sessions(
         self,
