@@ -93,36 +93,53 @@ def audit(
         effect_tool: the tool that leaves ``effects``, once for each completed call.
         resting: nothing runs, so whatever is open is stuck.
 
-    Raises ``sqlite3.Error`` when the file cannot be read at all.
+    Raises ``sqlite3.OperationalError`` when the file cannot be opened, or is no store.
     """
     result = Audit()
-    done = Counter(effects)
     uri = f"{Path(database).absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as c:
         c.row_factory = sqlite3.Row
         c.execute("BEGIN")
-        for (line,) in c.execute("PRAGMA integrity_check"):
-            if line != "ok":
-                result.found("damaged", "", f"integrity_check: {line}")
-        calls: set[Named] = set()
-        for session_id in _session_ids(c):
-            rows = _rows(c, session_id, result)
-            _count(rows, result)
-            _check_journal(c, rows, result)
-            _check_links(rows, result)
-            _check_fold(rows, result)
-            _check_prompts(rows, result)
-            _check_turns(rows, result)
-            calls |= _check_calls(rows, result, done, effect_tool)
-            if resting:
-                _check_rest(rows, result)
-        _check_accepted(c, accepted, result)
+        for examine in (
+            lambda: _check_file(c, result),
+            lambda: _check_sessions(c, Counter(effects), effect_tool, result, resting=resting),
+            lambda: _check_accepted(c, accepted, result),
+        ):
+            try:
+                examine()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                result.found("damaged", "", str(error))
+    return result
+
+
+def _check_file(c: sqlite3.Connection, result: Audit) -> None:
+    for (line,) in c.execute("PRAGMA integrity_check"):
+        if line != "ok":
+            result.found("damaged", "", f"integrity_check: {line}")
+
+
+def _check_sessions(
+    c: sqlite3.Connection, done: Counter[Named], tool: str, result: Audit, *, resting: bool
+) -> None:
+    calls: set[Named] = set()
+    for session_id in _session_ids(c):
+        rows = _rows(c, session_id, result)
+        _count(rows, result)
+        _check_journal(c, rows, result)
+        _check_links(rows, result)
+        _check_fold(rows, result)
+        _check_prompts(rows, result)
+        _check_turns(rows, result)
+        calls |= _check_calls(rows, result, done, tool)
+        if resting:
+            _check_rest(rows, result)
     for (session_id, call_id), times in done.items():
         if times > 1:
             result.found("duplicated", session_id, f"call {call_id} took effect {times} times")
         if (session_id, call_id) not in calls:
             result.found("lost", session_id, f"call {call_id} took effect and is nowhere recorded")
-    return result
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -43,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"understudy {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _demo(commands)
+    _run(commands)
+    _looking(commands)
+    _doctor(commands)
     return parser
 
 
@@ -57,9 +60,9 @@ def _demo(commands: Any) -> None:
     )
     add = parser.add_argument
     add("--root", metavar="DIR", help="whose files are looked at (the current directory)")
-    add("--sessions", type=int, default=300, metavar="N", help="how many (%(default)s)")
-    add("--kills", type=int, default=3, metavar="N", help="of the process (%(default)s)")
-    add("--crashes", type=int, default=12, metavar="N", help="of actors (%(default)s)")
+    add("--sessions", type=_count, default=300, metavar="N", help="how many (%(default)s)")
+    add("--kills", type=_count, default=3, metavar="N", help="of the process (%(default)s)")
+    add("--crashes", type=_count, default=12, metavar="N", help="of actors (%(default)s)")
     add("--seed", type=int, default=1, metavar="S", help="of what is left to chance (%(default)s)")
     add("--database", metavar="FILE", help="keep it here (a temporary file that is removed)")
     add("--keep", action="store_true", help="do not remove the temporary files")
@@ -71,6 +74,94 @@ def _run_demo(args: argparse.Namespace) -> int:
     from understudy.gateway.demo.command import demo
 
     return demo(args)
+
+
+def _run(commands: Any) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="answer one prompt, with tools for files and commands",
+        description="Answers one prompt with a model and the tools read, write, edit, list, glob, "
+        "grep and bash. Before it changes files or runs commands it asks, on a terminal; without "
+        "one they are refused. Exit code 0 when answered, 1 when not, 130 after Ctrl-C.",
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="what to do; - reads it from the input")
+    add = parser.add_argument
+    add("--model", metavar="SPEC", help="openai/…, anthropic/… or scripted ($UNDERSTUDY_MODEL)")
+    add("--directory", metavar="DIR", help="where the tools work (the current directory)")
+    add("--session", metavar="ID", help="go on in this session instead of a new one")
+    add("--yes", "--allow-all", action="store_true", help="never ask: allow every tool")
+    _add_database(parser)
+    parser.set_defaults(command=_run_run)
+
+
+def _run_run(args: argparse.Namespace) -> int:
+    from understudy.gateway.run import run
+
+    return run(args)
+
+
+def _looking(commands: Any) -> None:
+    """Commands that look and touch nothing; they may look at a database in use."""
+    parser = commands.add_parser("sessions", help="list sessions")
+    parser.add_argument("--limit", type=_count, default=50, metavar="N", help="(%(default)s)")
+    _add_looking(parser, "sessions")
+    parser = commands.add_parser("show", help="print a session's transcript")
+    parser.add_argument("session", metavar="SESSION")
+    _add_looking(parser, "show")
+    parser = commands.add_parser("events", help="print the journal of events")
+    parser.add_argument("--after", type=_count, default=0, metavar="N", help="from this cursor on")
+    parser.add_argument("--follow", action="store_true", help="go on as events are committed")
+    parser.add_argument("--session", metavar="ID", help="of this session only")
+    _add_looking(parser, "events")
+
+
+def _add_looking(parser: argparse.ArgumentParser, name: str) -> None:
+    def command(args: argparse.Namespace) -> int:
+        from understudy.gateway import inspect
+
+        return int(getattr(inspect, name)(args))
+
+    parser.add_argument("--json", action="store_true", help="print JSON, an object a line")
+    _add_database(parser)
+    parser.set_defaults(command=command)
+
+
+def _doctor(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="examine a database, and repair it",
+        description="Examines a database and touches nothing; exit code 1 if there are problems. "
+        "With --repair damaged rows and rows that belong to nothing are moved into a file beside "
+        "the database (FILE.damaged-….jsonl) and put back from the journal where it knows them, "
+        "what dead runtimes left is removed, and unfinished sessions are recovered. A quarantine "
+        "is never lifted.",
+    )
+    parser.add_argument("--repair", action="store_true", help="repair what can be repaired")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_database(parser)
+    parser.set_defaults(command=_run_doctor)
+
+
+def _run_doctor(args: argparse.Namespace) -> int:
+    from understudy.gateway.doctor import doctor
+
+    return doctor(args)
+
+
+def _add_database(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--database",
+        metavar="FILE",
+        help="the database ($UNDERSTUDY_DATABASE, or else understudy/understudy.db in "
+        "$XDG_DATA_HOME or ~/.local/share)",
+    )
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
 
 
 if __name__ == "__main__":

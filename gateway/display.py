@@ -173,3 +173,10 @@ def emphasise(line: str, *, good: bool) -> None:
         Console(highlight=False).print(line, style="bold green" if good else "bold red")
     else:
         print(line)
+
+
+def plain(text: str, *, one_line: bool = False) -> str:
+    """Text without what could command a terminal."""
+    if one_line:
+        text = " ".join(text.split())
+    return "".join(each for each in text if each.isprintable() or each in "\n\t")

@@ -50,6 +50,10 @@ class Lease:
     # --- jobs of the writer --------------------------------------------------------------------
 
     def register(self, tx: Transaction, *, now_ms: int) -> None:
+        """Enter this runtime, and strike out those that died without doing so themselves."""
+        for (other,) in tx.connection.execute("SELECT id FROM runtime").fetchall():
+            if not self.alive(tx, other, now_ms=now_ms):
+                tx.connection.execute("DELETE FROM runtime WHERE id = ?", (other,))
         tx.connection.execute(
             "INSERT OR REPLACE INTO runtime (id, host, pid, started_ms, until_ms) "
             "VALUES (?, ?, ?, ?, ?)",

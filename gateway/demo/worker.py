@@ -144,7 +144,7 @@ class Worker:
         news = News("accepted", session=order.session, task=order.task, message=order.message)
         outcome = "answered"
         try:
-            session = await self._persist(lambda: self._session(order.session))
+            session = await self._persist(lambda: self._session(order))
             turn = await self._persist(lambda: session.prompt(order.text, message_id=order.message))
             tell(news)
             await turn.result()
@@ -158,11 +158,12 @@ class Worker:
         cursor = self._runtime.cursor
         tell(msgspec.structs.replace(news, kind="settled", outcome=outcome, cursor=cursor))
 
-    async def _session(self, session_id: str) -> Session:
+    async def _session(self, order: Order) -> Session:
+        title = order.text.partition("file ")[2]
         try:
-            return await self._runtime.create_session(session_id=session_id, title=session_id)
+            return await self._runtime.create_session(session_id=order.session, title=title)
         except SessionExists:
-            return await self._runtime.session(session_id)
+            return await self._runtime.session(order.session)
 
     async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call until it is carried out: prompts have ids, so asking again does no harm."""

@@ -1,0 +1,57 @@
+"""``understudy doctor``: says what is wrong with a database, and repairs it on request."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from understudy.gateway import display
+from understudy.gateway.diagnosis import Diagnosis, diagnose, kinds
+from understudy.gateway.display import plain
+from understudy.gateway.places import database_path
+from understudy.gateway.repair import Repair, repair
+
+SHOWN = 50
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Exit code 0 if healthy, 1 if problems were found (after ``--repair``: are left)."""
+    path = database_path(args.database)
+    done = repair(path) if args.repair else None
+    found = diagnose(path)
+    if args.json:
+        print(msgspec.json.encode({"diagnosis": found, "repair": done}).decode())
+    else:
+        _print(found, done)
+    return 1 if found.problems else 0
+
+
+def _print(found: Diagnosis, done: Repair | None) -> None:
+    rows = [
+        ("database", found.path),
+        ("schema", str(found.schema)),
+        ("size", f"{found.bytes:,} bytes and {found.wal_bytes:,} in the write-ahead log"),
+        ("content", f"{found.sessions:,} sessions, {found.events:,} events"),
+        ("open in", ", ".join(found.live) or "no runtime"),
+    ]
+    if done is not None:
+        rows += [
+            ("rows put back", str(done.restored)),
+            ("rows removed", str(done.removed)),
+            ("sessions recovered", str(done.recovered)),
+            ("lock files removed", str(done.locks)),
+        ]
+        if done.aside:
+            rows.append(("set aside in", done.aside))
+    display.table(rows)
+    for each in found.problems[:SHOWN]:
+        where = f"{each.session_id} " if each.session_id else ""
+        print(plain(f"{each.kind}: {where}{each.what}", one_line=True))
+    if len(found.problems) > SHOWN:
+        print(f"… and {len(found.problems) - SHOWN} more")
+    if found.problems:
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds(found.problems).items())
+        display.emphasise(f"Problems: {counts}", good=False)
+    else:
+        display.emphasise("Healthy.", good=True)

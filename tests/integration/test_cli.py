@@ -1,0 +1,413 @@
+"""The command line, as a process of its own: what it prints, and how it ends."""
+
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from understudy import Runtime, ScriptedModel
+from understudy.actors.models.scripted import Gate, Wait
+
+PATIENCE_S = 30.0
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "understudy", *arguments]
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: PLW1510 - the caller judges the exit status
+        command(*arguments), capture_output=True, text=True, timeout=60, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with two finished sessions."""
+    path = tmp_path_factory.mktemp("cli") / "a.db"
+    with Runtime(path, model=ScriptedModel("The answer.")) as runtime:
+        for name in ("one", "two"):
+            session = runtime.create_session(session_id=name, title=f"Session {name}")
+            session.prompt("The question?").result(timeout_s=PATIENCE_S)
+    return path
+
+
+@pytest.fixture
+def database(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(made, tmp_path / "a.db"))
+
+
+def sql(database: Path, statement: str, *values) -> list:
+    with closing(sqlite3.connect(database)) as c:
+        rows = c.execute(statement, values).fetchall()
+        c.commit()
+    return rows
+
+
+# --- the command itself ------------------------------------------------------------------------
+
+
+def test_help_names_the_program_and_every_command():
+    done = run("--help")
+    assert done.returncode == 0
+    assert "understudy" in done.stdout
+    for name in ("demo", "run", "sessions", "show", "events", "doctor"):
+        assert name in done.stdout
+        assert run(name, "--help").returncode == 0
+
+
+def test_importing_it_does_not_import_rich():
+    script = "import sys, understudy.gateway.cli, understudy; sys.exit('rich' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("nonsense",), ("show",), ("demo", "--kills", "-1"), ("events", "--after=x")]
+)
+def test_wrong_usage_exits_with_2(arguments):
+    assert run(*arguments).returncode == 2
+
+
+def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path):
+    for arguments in (
+        ("sessions", "--database", str(tmp_path / "none.db")),
+        ("show", "nobody", "--database", str(tmp_path)),
+        ("run", "hello", "--model", "nonsense", "--database", str(tmp_path / "b.db")),
+        ("demo", "--root", str(tmp_path / "none")),
+    ):
+        done = run(*arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("understudy: ")
+        assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_early_is_no_error(database: Path):
+    process = subprocess.Popen(
+        command("events", "--follow", "--database", str(database)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    with Runtime(database) as runtime:
+        runtime.create_session(title="x" * 1000)
+        assert process.wait(PATIENCE_S) == 1
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+# --- looking -----------------------------------------------------------------------------------
+
+
+def test_sessions_are_listed_with_their_state(database: Path):
+    done = run("sessions", "--database", str(database))
+    assert done.returncode == 0
+    assert "Session one" in done.stdout
+    assert "idle" in done.stdout
+    lines = run("sessions", "--json", "--limit", "1", "--database", str(database)).stdout
+    assert json.loads(lines)["info"]["title"] == "Session two"
+
+
+def test_a_transcript_is_shown(database: Path):
+    done = run("show", "one", "--database", str(database))
+    assert "The question?" in done.stdout
+    assert "The answer." in done.stdout
+    shown = json.loads(run("show", "one", "--json", "--database", str(database)).stdout)
+    assert [message["info"]["role"] for message in shown["messages"]] == ["user", "assistant"]
+
+
+def test_what_could_command_a_terminal_is_not_printed(database: Path):
+    with Runtime(database) as runtime:
+        runtime.session("one").update(title="\x1b[2Jgone")
+    assert "\x1b" not in run("sessions", "--database", str(database)).stdout
+
+
+def test_events_start_after_a_cursor(database: Path):
+    lines = run("events", "--json", "--database", str(database)).stdout.splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["cursor"] for event in events] == list(range(1, len(events) + 1))
+    rest = run("events", "--after", "5", "--session", "one", "--database", str(database)).stdout
+    assert len(rest.splitlines()) == sum(
+        event["session_id"] == "one" and event["cursor"] > 5 for event in events
+    )
+
+
+def test_events_are_followed_until_ctrl_c_while_a_runtime_works(database: Path):
+    last = str(sql(database, "SELECT max(cursor) FROM journal")[0][0])
+    with Runtime(database, model=ScriptedModel("More.")) as runtime:
+        process = subprocess.Popen(
+            command("events", "--follow", "--after", last, "--json", "--database", str(database)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        runtime.session("one").prompt("Go on?").result(timeout_s=PATIENCE_S)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["type"] == "session.idle":
+                break
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 130
+
+
+def test_looking_changes_nothing(database: Path):
+    before = database.read_bytes()
+    for arguments in (("sessions",), ("show", "one"), ("events",), ("doctor",)):
+        assert run(*arguments, "--database", str(database)).returncode == 0
+    assert database.read_bytes() == before
+
+
+# --- run ---------------------------------------------------------------------------------------
+
+
+def test_run_answers_and_a_session_goes_on(tmp_path: Path):
+    database = str(tmp_path / "run.db")
+    first = run("run", "Say this.", "--database", database, stdin=subprocess.DEVNULL)
+    assert (first.returncode, first.stdout) == (0, "Say this.\n")
+    session_id = first.stderr.split()[-1]
+    again = run(*("run", "-", "--session", session_id, "--database", database), input="And this.\n")
+    assert again.stdout.startswith("And this.")
+    assert session_id in again.stderr
+    assert sql(Path(database), "SELECT count(*) FROM inbox")[0] == (2,)
+
+
+def test_run_uses_the_data_folder_of_the_user(tmp_path: Path):
+    env = {k: v for k, v in os.environ.items() if k != "UNDERSTUDY_DATABASE"}
+    done = run("run", "x", env=env | {"XDG_DATA_HOME": str(tmp_path)}, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "understudy" / "understudy.db").exists()
+
+
+# A model that calls bash, then says what came of it.
+SCRIPT = """
+import sys
+from understudy.actors.models.scripted import Call, Say, ScriptedModel, Stall, steps_taken
+from understudy.gateway import cli, run
+
+def script(request):
+    if steps_taken(request) == 0:
+        return [Say("Well."), Call("bash", {"command": "echo from-bash"})]
+    if "stall" in sys.argv:
+        return [Say("Waiting.\\n"), Stall()]
+    call = request.turns[-1].calls[0]
+    return Say(f"{call.output} error={call.is_error}")
+
+run.model_from = lambda spec: ScriptedModel(script)
+sys.exit(cli.main(sys.argv[1:3] + sys.argv[4:]))
+"""
+
+
+def scripted(tmp_path: Path, *options: str, kind: str = "plain") -> list[str]:
+    program = tmp_path / "program.py"
+    program.write_text(SCRIPT, encoding="utf-8")
+    place = ("--database", str(tmp_path / "run.db"), "--directory", str(tmp_path))
+    return [sys.executable, str(program), "run", "Do it.", kind, *place, *options]
+
+
+def test_without_a_terminal_bash_is_refused_unless_all_is_allowed(tmp_path: Path):
+    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 60}
+    refused = subprocess.run(scripted(tmp_path), check=False, **options)
+    assert refused.returncode == 0
+    assert "error=True" in refused.stdout
+    allowed = subprocess.run(scripted(tmp_path, "--yes"), check=False, **options)
+    assert "from-bash\n error=False" in allowed.stdout.replace("\n\n", "\n")
+    assert "bash" in allowed.stderr
+
+
+class Terminal:
+    """A process with a terminal for its input, and what it wrote there."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            arguments, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def expect(self, text: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while text not in self.seen:
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([self._master], [], [], max(0.0, left))
+            assert ready, f"no {text!r} in {self.seen!r}"
+            try:
+                self.seen += os.read(self._master, 4096).decode()
+            except OSError:
+                raise AssertionError(f"it ended without {text!r}: {self.seen!r}") from None
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def end(self) -> int:
+        code = self.process.wait(PATIENCE_S)
+        os.close(self._master)
+        return code
+
+
+def test_on_a_terminal_bash_is_asked_for(tmp_path: Path):
+    terminal = Terminal(scripted(tmp_path))
+    terminal.expect("[r]eject?")
+    assert "echo from-bash" in terminal.seen
+    terminal.type("perhaps\n")
+    terminal.type("o\n")
+    terminal.expect("error=False")
+    assert terminal.end() == 0
+
+
+def test_a_rejection_ends_the_turn(tmp_path: Path):
+    terminal = Terminal(scripted(tmp_path))
+    terminal.expect("[r]eject?")
+    terminal.type("r\n")
+    assert terminal.end() == 1
+
+
+def test_ctrl_c_aborts_the_turn_and_leaves_nothing_open(tmp_path: Path):
+    process = subprocess.Popen(
+        scripted(tmp_path, "--yes", kind="stall"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "Waiting." not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert sql(tmp_path / "run.db", "SELECT count(*) FROM inbox WHERE open = 1") == [(0,)]
+    assert run("doctor", "--database", str(tmp_path / "run.db")).returncode == 0
+
+
+# --- doctor ------------------------------------------------------------------------------------
+
+
+def doctor(database: Path, *options: str) -> tuple[int, dict]:
+    done = run("doctor", "--json", *options, "--database", str(database))
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def kinds(report: dict) -> set[str]:
+    return {problem["kind"] for problem in report["diagnosis"]["problems"]}
+
+
+def test_a_healthy_database_is_healthy(database: Path):
+    assert doctor(database)[0] == 0
+    assert "Healthy." in run("doctor", "--database", str(database)).stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        ("UPDATE part SET data = x'ff' WHERE session_id = 'one' AND kind = 'text'", "damaged"),
+        ("UPDATE message SET data = '{}' WHERE session_id = 'one'", "damaged"),
+        ("UPDATE session SET data = '[]' WHERE id = 'one'", "damaged"),
+        ("UPDATE part SET data = data", ""),
+        ("UPDATE journal SET data = '{' WHERE session_id = 'one' AND seq = 4", "damaged"),
+        ("UPDATE journal SET type = 'no.such' WHERE session_id = 'one' AND seq = 4", "damaged"),
+    ],
+)
+def test_damaged_rows_are_found_and_repaired(database: Path, damage: str, kind: str):
+    sql(database, damage)
+    code, report = doctor(database)
+    assert (code == 1) is bool(kind)
+    assert kinds(report) >= ({kind} if kind else set())
+    code, report = doctor(database, "--repair")
+    assert (code, report["diagnosis"]["problems"]) == (0, [])
+    aside = report["repair"].get("aside")
+    assert bool(aside) is bool(kind)
+    if aside:
+        assert Path(aside).read_text(encoding="utf-8").splitlines()
+    if "journal" not in damage:
+        assert "The answer." in run("show", "one", "--database", str(database)).stdout
+
+
+def test_a_damaged_session_without_a_journal_is_put_back_from_its_columns(database: Path):
+    sql(database, "DELETE FROM journal WHERE session_id = 'one'")
+    sql(database, "UPDATE session SET data = '' WHERE id = 'one'")
+    assert doctor(database)[0] == 1
+    assert doctor(database, "--repair")[0] == 0
+    assert "Session one" in run("sessions", "--database", str(database)).stdout
+
+
+def test_rows_of_nothing_are_found_and_set_aside(database: Path):
+    sql(
+        database,
+        "INSERT INTO part (session_id, id, message_id, seq, kind, open, data) "
+        "SELECT session_id, 'foreign', 'nowhere', 1, kind, 0, "
+        "replace(replace(data, id, 'foreign'), message_id, 'nowhere') FROM part LIMIT 1",
+    )
+    code, report = doctor(database)
+    assert code == 1
+    assert "orphan" in kinds(report)
+    code, report = doctor(database, "--repair")
+    assert (code, report["repair"]["removed"]) == (0, 1)
+
+
+def test_unfinished_work_of_a_dead_runtime_is_found_and_recovered(database: Path):
+    script = (
+        "import os, sys; from understudy import Runtime, ScriptedModel;"
+        "from understudy.actors.models.scripted import Gate, Wait;"
+        "gate = Gate(); model = ScriptedModel(lambda _: Wait(gate));"
+        "runtime = Runtime(sys.argv[1], model=model).start();"
+        "runtime.session('one').prompt('Never answered'); gate.wait_reached(); os._exit(9)"
+    )
+    died = subprocess.run([sys.executable, "-c", script, str(database)], check=False, timeout=60)
+    assert died.returncode == 9
+    code, report = doctor(database)
+    assert code == 1
+    assert kinds(report) == {"unfinished", "stale"}
+    code, report = doctor(database, "--repair")
+    assert (code, report["repair"]["recovered"]) == (0, 1)
+
+
+def test_a_runtime_strikes_out_those_that_died(database: Path):
+    sql(
+        database,
+        "INSERT INTO runtime (id, host, pid, started_ms, until_ms) VALUES ('rtm_x', 'h', 1, 1, 2)",
+    )
+    assert doctor(database)[0] == 1
+    with Runtime(database):
+        assert doctor(database)[0] == 0
+
+
+def test_a_quarantine_is_reported_and_never_lifted(database: Path):
+    sql(
+        database,
+        "INSERT INTO restart (session_id, total, consecutive, last_ms, reason, culprit_count, "
+        "quarantined_ms) VALUES ('one', 5, 5, 1, 'it burns', 0, 1)",
+    )
+    for options in ((), ("--repair",), ()):
+        code, report = doctor(database, *options)
+        assert code == 1
+        assert kinds(report) == {"quarantined"}
+    assert "quarantined" in run("sessions", "--database", str(database)).stdout
+
+
+def test_a_database_in_use_is_examined_and_not_repaired(database: Path):
+    gate = Gate()
+    with Runtime(database, model=ScriptedModel(lambda _: [Wait(gate), "Late."])) as runtime:
+        runtime.session("one").prompt("Take your time.")
+        gate.wait_reached()
+        code, report = doctor(database)
+        assert (code, len(report["diagnosis"]["live"])) == (0, 1)
+        refused = run("doctor", "--repair", "--database", str(database))
+        assert refused.returncode == 1
+        assert "close it first" in refused.stderr
+        gate.open()
