@@ -532,13 +532,18 @@ class Engine:
         self.registry.tell_live(session_id, command, done)
 
     def abort_children(self, session_id: str, reason: str) -> None:
-        """Abort the live children of a session whose turn ended early."""
-        if self._state == "closed":
-            return
-        for child_id in self.store.read.children(session_id):
-            actor = self.registry.actor(child_id)
-            if actor is not None and not actor.idle:
-                self.registry.send(child_id, Abort(queued=reason != "close", reason="abort"))
+        """Abort the live descendants of a session whose turn ended early.
+
+        What runs aborts its own children; those of an idle child are looked for here.
+        """
+        above = [session_id]
+        while above and self._state != "closed":
+            for child_id in self.store.read.children(above.pop()):
+                actor = self.registry.actor(child_id)
+                if actor is None or actor.idle:
+                    above.append(child_id)
+                else:
+                    self.registry.send(child_id, Abort(queued=reason != "close", reason="abort"))
 
     def actor_died(
         self, session_id: str, mailbox: Mailbox, error: BaseException, culprit: str | None

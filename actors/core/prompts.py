@@ -7,6 +7,7 @@ import msgspec
 from understudy.actors.core import compaction, turns
 from understudy.actors.core.commands import Abort, Reason, RevertTo, SubmitPrompt, UpdateSession
 from understudy.actors.core.draft import Draft, replace
+from understudy.actors.core.effects import Cancel
 from understudy.actors.core.state import Entry, Turn
 from understudy.errors import (
     InvalidInput,
@@ -169,6 +170,8 @@ def abort(d: Draft, command: Abort) -> bool:
         return _abort_one(d, command.message_id, command.reason)
     ends_queue = command.queued and bool(d.queue)
     did = d.turn is not None or d.compaction is not None or ends_queue
+    if not did:
+        d.start(Cancel(reason=command.reason))  # its children may be at work
     compaction.abandon(d, command.reason)
     outcome: Outcome = "failed" if command.reason == "timeout" else "interrupted"
     turns.close_turn(d, command.reason, outcome=outcome)

@@ -1,5 +1,6 @@
 """Compaction, the requests: one active marker, merged, published, durable (C1 to C11)."""
 
+import itertools
 import threading
 
 import plant
@@ -302,18 +303,17 @@ def test_c28_a_request_after_a_finished_compaction_makes_a_new_marker(tmp_path):
         assert [part.state for part in markers(session)] == ["committed", "committed"]
 
 
+def every_third_fails():
+    calls = itertools.count()
+    return lambda _: Fail(ModelError("not today")) if next(calls) % 3 == 1 else Say("SUMMARY")
+
+
 def test_c31_observers_never_see_two_compactions_or_a_wrong_parent(tmp_path):
-    calls = iter(range(10_000))
-
-    def summary(request):
-        if next(calls) % 3 == 1:
-            return Fail(ModelError("no summary today"))
-        return Say("SUMMARY")
-
     fold, stop = Fold(), threading.Event()
     failures = []
     rules = CompactionRules(tail=120, failures=1_000)
-    with opened(tmp_path / "a.db", actors(summary=summary), compaction=rules) as runtime:
+    model = actors(summary=every_third_fails())
+    with opened(tmp_path / "a.db", model, compaction=rules) as runtime:
         session = runtime.create_session()
         events = runtime.events(session_id=session.id)
 
