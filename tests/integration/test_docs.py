@@ -284,6 +284,19 @@ def test_every_hook_is_documented():
     assert [name for (name,) in column("docs/design.md", "hook")] == list(HOOKS)
 
 
+def test_every_command_is_documented():
+    told = subprocess.run(
+        [sys.executable, "-m", "understudy", "--help"],
+        env=os.environ | {"PYTHONPATH": str(Path(understudy.__file__).parents[1])},
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+    ).stdout
+    commands = re.findall(r"^    (\w+) ", told, re.MULTILINE)
+    documented = [name.split()[1] for (name,) in column("docs/operations.md", "command")]
+    assert documented == commands
+
+
 def test_every_logger_is_documented():
     code = "".join(
         read_path(path)
