@@ -16,6 +16,7 @@ from understudy.actors.core.commands import OpenAsk, ToolFinished, ToolProgress
 from understudy.actors.hooks import enter_hook
 from understudy.actors.pending import Pending
 from understudy.actors.tools.context import Cancellation
+from understudy.actors.tools.tool import words_of
 from understudy.errors import ToolError, TurnAborted
 from understudy.store.records import Ask, Question, ToolPart
 
@@ -57,6 +58,8 @@ class CallContext(Cancellation):
     # --- progress ------------------------------------------------------------------------------
 
     def progress(self, *, title: str | None = None, **metadata: Any) -> None:
+        title = None if title is None else _checked("a title", title, str)
+        metadata = _checked("progress", metadata, dict[str, Any])
         with self._lock_progress:
             self._title = title if title is not None else self._title
             self._metadata.update(metadata)
@@ -121,10 +124,10 @@ class CallContext(Cancellation):
             created=self._executor.clock.wall_ms(),
             message_id=self.message_id,
             call_id=self.call_id,
-            permission=permission,
-            patterns=tuple(patterns),
-            always=tuple(always),
-            metadata=metadata,
+            permission=_checked("a permission", permission, str),
+            patterns=_checked("patterns", patterns, tuple[str, ...]),
+            always=_checked("patterns", always, tuple[str, ...]),
+            metadata=_checked("metadata", metadata, dict[str, Any]),
         )
 
     def _question(self, questions: Sequence[Question]) -> Ask:
@@ -135,7 +138,7 @@ class CallContext(Cancellation):
             created=self._executor.clock.wall_ms(),
             message_id=self.message_id,
             call_id=self.call_id,
-            questions=tuple(questions),
+            questions=_checked("questions", questions, tuple[Question, ...]),
         )
 
     def _open(self, ask: Ask) -> Pending[Ask]:
@@ -167,6 +170,14 @@ class CallContext(Cancellation):
             return ask.answers
         self.check()
         raise ToolError(f"The user declined to answer. {ask.feedback or ''}".strip())
+
+
+def _checked(what: str, value: Any, kind: Any) -> Any:
+    """What a tool says, as it can be stored and read back."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value), type=kind)
+    except Exception as error:
+        raise ToolError(f"{what} cannot be stored: {words_of(error)}") from error
 
 
 def _not_in_a_loop(instead: str) -> None:
@@ -211,10 +222,10 @@ class CallRun:
             if isinstance(value, BaseException):
                 return self._raised(value)
             result = tool.render(value)
-        except ToolError as error:
-            return self._failed(str(error))
         except TimeoutError as error:
             return self._failed(str(error), interrupted=True)
+        except Exception as error:  # noqa: BLE001 - the tool's, from checking or rendering
+            return self._raised(error)
         return ToolFinished(
             part_id=self._part.id,
             output=result.output,
@@ -238,10 +249,9 @@ class CallRun:
         return ToolFinished(part_id=self._part.id, error=error, interrupted=interrupted)
 
     def _raised(self, error: BaseException) -> ToolFinished:
-        if isinstance(error, ToolError):
-            return self._failed(str(error))
-        logger.info("Tool %s raised", self._part.tool, exc_info=error)
-        return self._failed(f"{type(error).__name__}: {error}")
+        if not isinstance(error, ToolError):
+            logger.info("Tool %s raised %s", self._part.tool, type(error).__name__)
+        return self._failed(words_of(error))
 
     async def _run_sync(self, tool: Tool, given: dict[str, Any]) -> Any:
         """The tool's value or what it raised. Given up on when this is cancelled."""

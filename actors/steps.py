@@ -22,6 +22,7 @@ from understudy.actors.models.protocol import (
     UserTurn,
 )
 from understudy.actors.streams import Answer, Broken, ModelStream, failure_of
+from understudy.actors.tools.tool import words_of
 from understudy.errors import InvalidInput, ModelError, ModelOverflow, StoreError, ToolError
 from understudy.store.records import Failure, TextPart, Tokens
 
@@ -161,14 +162,15 @@ class StepRun:
         patterns: tuple[str, ...] = ()
         always: tuple[str, ...] = ()
         try:
+            tool = tool.at(self._executor.info(self._session_id).directory)
             parsed = tool.parse(call.arguments)
             if tool.permission is not None:
                 patterns, always = tool.patterns(parsed), tool.always(parsed)
         except ToolError as error:
-            problem = str(error)
+            problem = words_of(error)
         except Exception as error:
             logger.exception("Tool %s could not check its input", call.tool)
-            problem = f"{type(error).__name__}: {error}"
+            problem = words_of(error)
         return CallDraft(
             part_id=part_id,
             call_id=call_id,

@@ -7,7 +7,6 @@ import msgspec
 from understudy.actors.core import compaction, turns
 from understudy.actors.core.commands import Abort, Reason, RevertTo, SubmitPrompt, UpdateSession
 from understudy.actors.core.draft import Draft, replace
-from understudy.actors.core.effects import Cancel
 from understudy.actors.core.state import Entry, Turn
 from understudy.errors import (
     InvalidInput,
@@ -164,14 +163,16 @@ def join_steering(d: Draft, turn: Turn) -> Turn:
 def abort(d: Draft, command: Abort) -> bool:
     """End what runs (and what waits, if asked). True if anything was ended.
 
-    When the runtime closes, nothing new starts: what waits runs after the next start.
+    When the runtime closes, nothing new starts: what waits runs after the next start, and a call
+    that waits for a person's permission goes on waiting for it.
     """
     if command.message_id is not None:
         return _abort_one(d, command.message_id, command.reason)
+    if command.reason == "close" and turns.waits_for_person(d):
+        turns.interrupt_work(d, "close")
+        return True
     ends_queue = command.queued and bool(d.queue)
     did = d.turn is not None or d.compaction is not None or ends_queue
-    if not did:
-        d.start(Cancel(reason=command.reason))  # its children may be at work
     compaction.abandon(d, command.reason)
     outcome: Outcome = "failed" if command.reason == "timeout" else "interrupted"
     turns.close_turn(d, command.reason, outcome=outcome)

@@ -274,6 +274,18 @@ def advance(d: Draft, *, delay_s: float = 0.0) -> None:
         d.set_idle()
 
 
+def waits_for_person(d: Draft) -> bool:
+    """Whether a call of the open step has not run and waits for permission."""
+    step = d.turn.step if d.turn is not None else None
+    return step is not None and any(asks.is_parked(d, part) for part in step.parts.values())
+
+
+def interrupt_work(d: Draft, reason: Reason) -> None:
+    """End what runs for the turn; what waits for a person goes on waiting."""
+    d.start(Cancel(reason=reason))
+    calls.interrupt_calls(d, reason)
+
+
 def execution_lost(d: Draft, command: ExecutionLost) -> None:
     """Close what nobody works on any more, as recovery would."""
     step = d.turn.step if d.turn is not None else None
@@ -282,9 +294,8 @@ def execution_lost(d: Draft, command: ExecutionLost) -> None:
         compaction.restart(d)
     elif step is None or step.message.id != command.message_id:
         return
-    elif any(asks.is_parked(d, part) for part in step.parts.values()):
-        d.start(Cancel(reason="lost"))
-        calls.interrupt_calls(d, "lost")
+    elif waits_for_person(d):
+        interrupt_work(d, "lost")
     else:
         close_turn(d, "lost")
         advance(d)

@@ -112,6 +112,13 @@ class Tool:
         bound.unbound = False
         return bound
 
+    def at(self, directory: str) -> Tool:
+        """The tool as sessions of this directory have it: the same everywhere, if not overridden.
+
+        Raises ``ToolError`` when it cannot work there.
+        """
+        return self
+
     def spec(self) -> ToolSpec:
         """What the model is told."""
         return ToolSpec(self.name, self.description, self.parameters)
@@ -123,7 +130,7 @@ class Tool:
         try:
             return _decode(arguments)
         except ValueError:
-            return {"_raw": _storable(arguments)}
+            return {"_raw": storable(arguments)}
 
     def parse(self, arguments: str) -> dict[str, Any]:
         """Check and convert the model's JSON text to keyword arguments.
@@ -151,11 +158,11 @@ class Tool:
 
         Raises ``ToolError`` when the tool would refuse the input anyway.
         """
-        return ("*",) if self._patterns is None else tuple(self._patterns(given))
+        return ("*",) if self._patterns is None else _texts(self._patterns(given))
 
     def always(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """The patterns that the answer "always" to such a request would allow."""
-        return ("*",) if self._always is None else tuple(self._always(given))
+        return ("*",) if self._always is None else _texts(self._always(given))
 
     def invoke(self, arguments: Mapping[str, Any], context: ToolContext | None = None) -> Any:
         """Call the function with parsed arguments and the context it asks for.
@@ -173,15 +180,15 @@ class Tool:
         More is cut from the middle, said so, and marked ``truncated`` in the metadata. Raises
         ``ToolError`` naming the type of a value that JSON cannot express.
         """
-        result = value if isinstance(value, ToolResult) else ToolResult(self._text(value))
+        result = value if isinstance(value, ToolResult) else ToolResult(value)
         metadata: dict[str, Any] = {}
         if result.metadata:
-            metadata = msgspec.json.decode(self._encoded(result.metadata))
-        output = _storable(result.output)
+            metadata = self._object(result.metadata)
+        output = storable(self._text(result.output))
         if len(output) > self.max_output:
             output = cut_middle(output, self.max_output)
             metadata["truncated"] = True
-        return ToolResult(output, _storable(result.title), metadata)
+        return ToolResult(output, storable(self._text(result.title)), metadata)
 
     # --- inside ---
 
@@ -198,12 +205,19 @@ class Tool:
             return ""
         return value if isinstance(value, str) else self._encoded(value).decode()
 
+    def _object(self, value: Any) -> dict[str, Any]:
+        given = msgspec.json.decode(self._encoded(value))
+        if not isinstance(given, dict):
+            raise ToolError(f"{self.name} returned metadata that is a {type(value).__name__}")
+        return given
+
     def _encoded(self, value: Any) -> bytes:
         try:
             return msgspec.json.encode(value)
-        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        except Exception as error:
             raise ToolError(
-                f"{self.name} returned a {type(value).__name__} that JSON cannot express: {error}"
+                f"{self.name} returned a {type(value).__name__} that JSON cannot express: "
+                f"{words_of(error)}"
             ) from error
 
 
@@ -281,6 +295,19 @@ def _decode(arguments: str) -> dict[str, Any]:
         raise ValueError(str(error)) from error
 
 
-def _storable(text: str) -> str:
+def _texts(values: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(storable(str(value)) for value in values)
+
+
+def words_of(error: BaseException) -> str:
+    """What an exception says, as text that can be stored, whatever its ``__str__`` does."""
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001 - the class's own mistake
+        words = "it cannot be printed"
+    return storable(words if isinstance(error, ToolError) else f"{type(error).__name__}: {words}")
+
+
+def storable(text: str) -> str:
     """The text, with what UTF-8 cannot express (lone surrogates) replaced."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
