@@ -7,6 +7,7 @@ import msgspec
 from understudy.actors.core import compaction, turns
 from understudy.actors.core.commands import Abort, Reason, RevertTo, SubmitPrompt, UpdateSession
 from understudy.actors.core.draft import Draft, replace
+from understudy.actors.core.effects import Cancel
 from understudy.actors.core.state import Entry, Turn
 from understudy.errors import (
     InvalidInput,
@@ -173,9 +174,10 @@ def abort(d: Draft, command: Abort) -> bool:
         return True
     ends_queue = command.queued and bool(d.queue)
     did = d.turn is not None or d.compaction is not None or ends_queue
+    if not did:
+        d.start(Cancel(reason=command.reason))  # its children may be at work
     compaction.abandon(d, command.reason)
-    outcome: Outcome = "failed" if command.reason == "timeout" else "interrupted"
-    turns.close_turn(d, command.reason, outcome=outcome)
+    turns.close_turn(d, command.reason, outcome=_outcome_of(command.reason))
     if ends_queue:
         for entry in d.queue:
             settle_waiting(d, entry, "interrupted", command.reason)
@@ -191,17 +193,22 @@ def _abort_one(d: Draft, message_id: str, reason: Reason) -> bool:
     for entry in d.queue:
         if entry.prompt.message_id == message_id:
             d.queue = tuple(other for other in d.queue if other is not entry)
-            settle_waiting(d, entry, "interrupted", reason)
+            settle_waiting(d, entry, _outcome_of(reason), reason)
             return True
     turn = d.turn
     if turn is not None and message_id in (
         entry.prompt.message_id for entry in (turn.entry, *turn.joined)
     ):
         compaction.abandon_running(d, reason)
-        turns.close_turn(d, reason)
+        turns.close_turn(d, reason, outcome=_outcome_of(reason))
         turns.advance(d)
         return True
     return False
+
+
+def _outcome_of(reason: Reason) -> Outcome:
+    """A turn that passed its limit has failed; any other end from outside interrupts it."""
+    return "failed" if reason == "timeout" else "interrupted"
 
 
 def settle_waiting(d: Draft, entry: Entry, outcome: Outcome, reason: str) -> None:
