@@ -558,6 +558,7 @@ class Engine:
             session_id = info.id
             self.executor.cancel(session_id, "delete")
             self.executor.forget(session_id)
+            self.supervisor.forget(session_id)
             if not info.internal:
                 # An internal session keeps its bypass until that expires: its late hooks
                 # must not run.

@@ -113,7 +113,14 @@ class Reads:
                 )
             try:
                 with translated(self._path):
-                    yield database.connection()
+                    connection = database.connection()
+                    # One snapshot for all statements of the block: a delete that commits in
+                    # between must not leave a message without its parts.
+                    connection.execute("BEGIN")
+                    try:
+                        yield connection
+                    finally:
+                        connection.rollback()
             finally:
                 self._idle.put(database)
         finally:

@@ -89,6 +89,13 @@ class Child:
         while (note := self._notes.get(timeout=DEADLINE_S)) != word:
             assert note is not None, f"the child died before it said {word!r}"
 
+    def notes(self) -> list[str]:
+        """What a dead child had said and nobody waited for."""
+        said = []
+        while (note := self._notes.get(timeout=DEADLINE_S)) is not None:
+            said.append(note)
+        return said
+
     def kill(self) -> None:
         """SIGKILL, and wait until it is dead."""
         self._process.kill()

@@ -221,18 +221,12 @@ def test_a21_a_frozen_process_is_replaced_and_cannot_write_when_it_wakes(path: P
             child.do("tools.release.set()")  # the zombie's tool ends and reports its result
             child.wait_note("told")
             assert child.do("heard") == ["TurnAborted"]
-            assert (
-                child.do(
-                    "\n".join(
-                        (
-                            "try: refused = repr(session.prompt('say zombie'))",
-                            "except errors.SessionClaimed as error: refused = error.owner",
-                            "refused",
-                        )
-                    )
-                )
-                == second.engine.id
+            refused = child.do(
+                "try: refused = repr(session.prompt('say zombie'))\n"
+                "except errors.SessionClaimed as error: refused = error.owner\n"
+                "refused"
             )
+            assert refused == second.engine.id
             assert rows == [
                 query(path, f"SELECT * FROM {name} WHERE session_id = ? ORDER BY id", session_id)
                 for name in ("message", "part")
