@@ -9,15 +9,16 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from understudy.gateway.fold import KEYS, Row, Tables, fold, is_open, no_tables
+from understudy.gateway.fold import Row, fold, is_open
+from understudy.gateway.rows import Rows, decoded, rows_of, session_ids
 
 Kind: TypeAlias = Literal[
     "damaged", "lost", "duplicated", "stuck", "orphan", "journal", "mismatch", "outcome"
@@ -26,13 +27,6 @@ Named: TypeAlias = tuple[str, str]
 """(session id, id of a message or a call)."""
 
 _QUEUED: Final = 1 << 62
-_COLUMNS: Final = {
-    "session": ("id", "id"),
-    "message": ("session_id", "id"),
-    "part": ("session_id", "id"),
-    "inbox": ("session_id", "message_id"),
-    "ask": ("session_id", "id"),
-}
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -66,16 +60,6 @@ class Audit(msgspec.Struct):
         self.violations.append(Violation(kind, session_id, what))
 
 
-class Rows(msgspec.Struct):
-    """One session as the database has it: records by table, their columns, its events."""
-
-    id: str
-    tables: Tables
-    columns: dict[str, dict[str, sqlite3.Row]]
-    events: list[tuple[int, int, str, Row]]
-    whole: bool
-
-
 def audit(
     database: str | PathLike[str],
     *,
@@ -100,13 +84,14 @@ def audit(
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as c:
         c.row_factory = sqlite3.Row
         c.execute("BEGIN")
-        for examine in (
+        checks: tuple[Callable[[], None], ...] = (
             lambda: _check_file(c, result),
             lambda: _check_sessions(c, Counter(effects), effect_tool, result, resting=resting),
             lambda: _check_accepted(c, accepted, result),
-        ):
+        )
+        for check in checks:
             try:
-                examine()
+                check()
             except sqlite3.OperationalError:
                 raise
             except sqlite3.DatabaseError as error:
@@ -124,8 +109,10 @@ def _check_sessions(
     c: sqlite3.Connection, done: Counter[Named], tool: str, result: Audit, *, resting: bool
 ) -> None:
     calls: set[Named] = set()
-    for session_id in _session_ids(c):
-        rows = _rows(c, session_id, result)
+    for session_id in session_ids(c):
+        rows = rows_of(c, session_id)
+        for what in rows.damaged:
+            result.found("damaged", session_id, what)
         _count(rows, result)
         _check_journal(c, rows, result)
         _check_links(rows, result)
@@ -142,43 +129,7 @@ def _check_sessions(
             result.found("lost", session_id, f"call {call_id} took effect and is nowhere recorded")
 
 
-# --- reading -----------------------------------------------------------------------------------
-
-
-def _session_ids(c: sqlite3.Connection) -> list[str]:
-    ids = {row[0] for row in c.execute("SELECT id FROM session")}
-    for table in ("claim", "message", "part", "inbox", "ask", "journal", "tombstone"):
-        ids |= {row[0] for row in c.execute(f"SELECT DISTINCT session_id FROM {table}")}  # noqa: S608
-    return sorted(ids)
-
-
-def _rows(c: sqlite3.Connection, session_id: str, result: Audit) -> Rows:
-    rows = Rows(session_id, no_tables(), {table: {} for table in KEYS}, [], whole=True)
-    for table, (owner, key) in _COLUMNS.items():
-        sql = f"SELECT * FROM {table} WHERE {owner} = ?"  # noqa: S608 - constants
-        for row in c.execute(sql, (session_id,)):
-            rows.columns[table][row[key]] = row
-            record = _decoded(row["data"])
-            if record is None or record.get(KEYS[table]) != row[key]:
-                result.found("damaged", session_id, f"{table} {row[key]} cannot be read")
-            else:
-                rows.tables[table][row[key]] = record
-    for row in c.execute("SELECT * FROM journal WHERE session_id = ? ORDER BY seq", (session_id,)):
-        fact = _decoded(row["data"])
-        if fact is None:
-            result.found("damaged", session_id, f"event {row['cursor']} cannot be read")
-            rows.whole = False
-        else:
-            rows.events.append((row["seq"], row["cursor"], row["type"], fact))
-    return rows
-
-
-def _decoded(data: Any) -> Row | None:
-    try:
-        record = msgspec.json.decode(data)
-    except (msgspec.DecodeError, TypeError):
-        return None
-    return record if isinstance(record, dict) else None
+# --- the checks --------------------------------------------------------------------------------
 
 
 def _count(rows: Rows, result: Audit) -> None:
@@ -193,9 +144,6 @@ def _count(rows: Rows, result: Audit) -> None:
                 for part in rows.tables["part"].values()
                 if part["messageID"] == prompt.get("reply_id") and part["type"] == "text"
             )
-
-
-# --- the checks --------------------------------------------------------------------------------
 
 
 def _check_journal(c: sqlite3.Connection, rows: Rows, result: Audit) -> None:
@@ -345,5 +293,5 @@ def _check_accepted(c: sqlite3.Connection, accepted: Iterable[Named], result: Au
         row = c.execute(sql, (session_id, message_id)).fetchone()
         if row is None:
             result.found("lost", session_id, f"prompt {message_id} was accepted and is gone")
-        elif "outcome" not in (_decoded(row["data"]) or {}):
+        elif "outcome" not in (decoded(row["data"]) or {}):
             result.found("lost", session_id, f"prompt {message_id} has no outcome")

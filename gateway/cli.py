@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _demo(commands)
     _run(commands)
+    _serve(commands)
     _looking(commands)
     _doctor(commands)
     return parser
@@ -98,6 +99,38 @@ def _run_run(args: argparse.Namespace) -> int:
     from understudy.gateway.run import run
 
     return run(args)
+
+
+def _serve(commands: Any) -> None:
+    parser = commands.add_parser(
+        "serve",
+        aliases=["server"],
+        help="serve sessions over HTTP to OpenCode's clients",
+        description="Serves sessions over HTTP and server-sent events, in OpenCode's protocol. "
+        "$OPENCODE_SERVER_PASSWORD or $UNDERSTUDY_SERVER_PASSWORD is asked of every client, and "
+        "must be set to be reachable from other machines. Ends within five seconds of SIGTERM.",
+    )
+    add = parser.add_argument
+    add("--port", type=_port, default=4096, metavar="N", help="0 takes any (%(default)s)")
+    add("--hostname", default="127.0.0.1", metavar="HOST", help="(%(default)s)")
+    add("--directory", metavar="DIR", help="where clients work that name none (the current one)")
+    add(
+        "--model",
+        action="append",
+        metavar="SPEC",
+        help="openai/…, anthropic/… or scripted ($UNDERSTUDY_MODEL); again for more to choose from",
+    )
+    add("--ask", action="append", metavar="PERMISSION", help="ask before: bash, edit, …; again")
+    add("--cors", action="append", metavar="ORIGIN", help="let pages of this origin call; again")
+    add("--insecure", action="store_true", help="let other machines in without a password")
+    _add_database(parser)
+    parser.set_defaults(command=_run_serve)
+
+
+def _run_serve(args: argparse.Namespace) -> int:
+    from understudy.gateway.http.serve import serve
+
+    return serve(args)
 
 
 def _looking(commands: Any) -> None:
@@ -155,6 +188,13 @@ def _add_database(parser: argparse.ArgumentParser) -> None:
         help="the database ($UNDERSTUDY_DATABASE, or else understudy/understudy.db in "
         "$XDG_DATA_HOME or ~/.local/share)",
     )
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65_535:  # noqa: PLR2004 - what a port can be
+        raise ValueError(text)
+    return number
 
 
 def _count(text: str) -> int:

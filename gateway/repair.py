@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from understudy.actors.runtime import Runtime
+from understudy import Runtime
 from understudy.errors import StoreBusy
 from understudy.gateway.diagnosis import DamagedRow, damaged_rows, dead_locks, live_runtimes
 from understudy.gateway.fold import Tables, fold

@@ -9,8 +9,9 @@ from typing import Final, Literal
 
 from understudy.actors.models.configured import model_from
 from understudy.actors.runtime import Runtime
-from understudy.actors.session import Session, Turn
+from understudy.actors.session import Session
 from understudy.actors.tools.workspace import workspace
+from understudy.actors.turn import Turn
 from understudy.errors import InvalidInput, TurnAborted, UnderstudyError
 from understudy.gateway.display import plain
 from understudy.gateway.places import database_path, make_room

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ def _compare(conductor: Conductor, found: Audit) -> tuple[list[Violation], int, 
 
 def rows(verdict: Verdict) -> list[tuple[str, str]]:
     """The table for people."""
-    shown: Mapping[str, Any] = {
+    shown: dict[str, Any] = {
         "sessions": verdict.sessions,
         "prompts accepted": verdict.accepted,
         "  answered": verdict.answered,
@@ -113,13 +112,12 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
         "  wrong": verdict.wrong,
     }
     if verdict.changed:
-        shown = {**shown, "  whose file changed meanwhile": verdict.changed}
-    shown = {
-        **shown,
-        "actor crashes": verdict.crashes,
-        "actor restarts": verdict.restarts,
-        "kills of the process": verdict.kills,
-        "events published": verdict.events,
-        "time": f"{verdict.seconds:.1f} s",
-    }
+        shown["  whose file changed meanwhile"] = verdict.changed
+    shown["actor crashes"] = verdict.crashes
+    shown["  restarted"] = verdict.restarts
+    if verdict.crashes > verdict.restarts:
+        shown["  killed with the process first"] = verdict.crashes - verdict.restarts
+    shown["kills of the process"] = verdict.kills
+    shown["events published"] = verdict.events
+    shown["time"] = f"{verdict.seconds:.1f} s"
     return [(name, f"{n:,}" if isinstance(n, int) else str(n)) for name, n in shown.items()]

@@ -22,12 +22,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from understudy import Runtime, Session, Tool, ToolContext, tool
 from understudy.actors.models.protocol import AssistantTurn, ModelRequest, UserText, UserTurn
 from understudy.actors.models.scripted import Call, Say, ScriptedModel, Wait, steps_taken
-from understudy.actors.runtime import Runtime
-from understudy.actors.session import Session
-from understudy.actors.tools.context import ToolContext
-from understudy.actors.tools.tool import Tool, tool
 from understudy.actors.tools.workspace import workspace
 from understudy.errors import (
     ActorCrashed,

@@ -231,10 +231,15 @@ def test_without_a_terminal_bash_is_refused_unless_all_is_allowed(tmp_path: Path
 class Terminal:
     """A process with a terminal for its input, and what it wrote there."""
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], **env: str) -> None:
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            arguments, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+            arguments,
+            env=os.environ | {"TERM": "xterm-256color"} | env,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
         )
         os.close(slave)
         self.seen = ""
@@ -257,6 +262,32 @@ class Terminal:
         code = self.process.wait(PATIENCE_S)
         os.close(self._master)
         return code
+
+
+def test_on_a_terminal_rich_draws_and_colours(database: Path):
+    pytest.importorskip("rich")
+    terminal = Terminal(command("doctor", "--database", str(database)))
+    terminal.expect("Healthy.")
+    assert "╭" in terminal.seen
+    assert "\x1b[1;32m" in terminal.seen
+    assert terminal.end() == 0
+
+
+def test_no_color_means_no_colour(database: Path):
+    terminal = Terminal(command("doctor", "--database", str(database)), NO_COLOR="1")
+    terminal.expect("Healthy.")
+    assert "\x1b[1;32m" not in terminal.seen
+    assert terminal.end() == 0
+
+
+def test_without_rich_a_terminal_gets_plain_lines(database: Path, tmp_path: Path):
+    (tmp_path / "rich.py").write_text("raise ImportError('hidden')", encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    terminal = Terminal(command("doctor", "--database", str(database)), PYTHONPATH=path)
+    terminal.expect("Healthy.")
+    assert "\x1b" not in terminal.seen
+    assert "╭" not in terminal.seen
+    assert terminal.end() == 0
 
 
 def test_on_a_terminal_bash_is_asked_for(tmp_path: Path):

@@ -1,0 +1,75 @@
+"""A session's rows and events as plain SQL and JSON give them, for those who check the store."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Final
+
+import msgspec
+
+from understudy.gateway.fold import KEYS, Row, Tables, no_tables
+
+_COLUMNS: Final = {
+    "session": ("id", "id"),
+    "message": ("session_id", "id"),
+    "part": ("session_id", "id"),
+    "inbox": ("session_id", "message_id"),
+    "ask": ("session_id", "id"),
+}
+
+
+class Rows(msgspec.Struct):
+    """One session as the database has it.
+
+    Attributes:
+        tables: readable records by table and key.
+        columns: the rows they are in, and those that cannot be read.
+        events: (seq, cursor, type, payload), in order; ``whole`` if all could be read.
+        damaged: what could not be read, in words.
+    """
+
+    id: str
+    tables: Tables = msgspec.field(default_factory=no_tables)
+    columns: dict[str, dict[str, sqlite3.Row]] = msgspec.field(
+        default_factory=lambda: {table: {} for table in KEYS}
+    )
+    events: list[tuple[int, int, str, Row]] = []
+    whole: bool = True
+    damaged: list[str] = []
+
+
+def session_ids(c: sqlite3.Connection) -> list[str]:
+    """Every session that left anything, also deleted ones."""
+    ids = {row[0] for row in c.execute("SELECT id FROM session")}
+    for table in ("claim", "message", "part", "inbox", "ask", "journal", "tombstone"):
+        ids |= {row[0] for row in c.execute(f"SELECT DISTINCT session_id FROM {table}")}  # noqa: S608
+    return sorted(ids)
+
+
+def rows_of(c: sqlite3.Connection, session_id: str) -> Rows:
+    rows = Rows(session_id)
+    for table, (owner, key) in _COLUMNS.items():
+        sql = f"SELECT * FROM {table} WHERE {owner} = ?"  # noqa: S608 - constants
+        for row in c.execute(sql, (session_id,)):
+            rows.columns[table][row[key]] = row
+            record = decoded(row["data"])
+            if record is None or record.get(KEYS[table]) != row[key]:
+                rows.damaged.append(f"{table} {row[key]} cannot be read")
+            else:
+                rows.tables[table][row[key]] = record
+    for row in c.execute("SELECT * FROM journal WHERE session_id = ? ORDER BY seq", (session_id,)):
+        fact = decoded(row["data"])
+        if fact is None:
+            rows.damaged.append(f"event {row['cursor']} cannot be read")
+            rows.whole = False
+        else:
+            rows.events.append((row["seq"], row["cursor"], row["type"], fact))
+    return rows
+
+
+def decoded(data: Any) -> Row | None:
+    try:
+        record = msgspec.json.decode(data)
+    except (msgspec.DecodeError, TypeError):
+        return None
+    return record if isinstance(record, dict) else None
