@@ -16,6 +16,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 import msgspec
 
 from understudy.actors.pending import Pending
+from understudy.errors import ResultNotReady
 from understudy.store.records import (
     AnyPart,
     AssistantMessage,
@@ -62,7 +63,7 @@ class Handle:
         """Make sure that the answer is there before its content is used."""
         if self._pending is not None:
             if not self._pending.done:
-                raise RuntimeError("this result is not there yet: await it first")
+                raise ResultNotReady("this result is not there yet: await it first")
             self._looked = True
             pending, self._pending = self._pending, None
             self._arrive(pending.result())
@@ -170,6 +171,33 @@ class TranscriptMessage(msgspec.Struct, frozen=True):
     @property
     def tools(self) -> tuple[ToolPart, ...]:
         return tuple(part for part in self.parts if isinstance(part, ToolPart))
+
+
+class Snapshot(Handle):
+    """A transcript and the cursor of the last event in it.
+
+    Attributes:
+        messages: the messages in order.
+        cursor: events after it are news.
+    """
+
+    def __init__(self) -> None:
+        self._messages: tuple[TranscriptMessage, ...] = ()
+        self._cursor = 0
+
+    def _arrive(self, value: Any) -> None:
+        pairs, self._cursor = value
+        self._messages = tuple(TranscriptMessage(*pair) for pair in pairs)
+
+    @property
+    def messages(self) -> tuple[TranscriptMessage, ...]:
+        self._ready()
+        return self._messages
+
+    @property
+    def cursor(self) -> int:
+        self._ready()
+        return self._cursor
 
 
 class Reply(Handle):

@@ -234,20 +234,14 @@ class Reads:
     ) -> list[Pair]:
         """Messages with their parts in transcript order: the newest ``limit`` before a message."""
         with self.connection() as c:
-            bound = (QUEUED + 1, 0)
-            if before is not None:
-                row = c.execute(
-                    "SELECT turn, seq FROM message WHERE session_id = ? AND id = ?",
-                    (session_id, before),
-                ).fetchone()
-                bound = row or bound
-            rows = c.execute(
-                "SELECT id, data FROM message WHERE session_id = ? AND (turn, seq) < (?, ?) "
-                "ORDER BY turn DESC, seq DESC LIMIT ?",
-                (session_id, *bound, -1 if limit is None else limit),
-            ).fetchall()
-            rows.reverse()
-            return _with_parts(c, session_id, rows)
+            return _transcript(c, session_id, limit=limit, before=before)
+
+    def snapshot(self, session_id: str, *, limit: int | None) -> tuple[list[Pair], int]:
+        """The transcript and the cursor it is as of, in one read transaction."""
+        with self.connection() as c:
+            pairs = _transcript(c, session_id, limit=limit, before=None)
+            cursor = c.execute("SELECT coalesce(max(cursor), 0) FROM journal").fetchone()[0]
+        return pairs, cursor
 
     def message(self, session_id: str, message_id: str) -> Pair | None:
         with self.connection() as c:
@@ -474,6 +468,25 @@ def _decoded(decode: Callable[[bytes], T], rows: Sequence[tuple[Any, ...]], kind
         except (msgspec.DecodeError, TypeError):
             logger.exception("A damaged %s row was left out: %.80r", kind, row)
     return records
+
+
+def _transcript(
+    c: sqlite3.Connection, session_id: str, *, limit: int | None, before: str | None
+) -> list[Pair]:
+    bound = (QUEUED + 1, 0)
+    if before is not None:
+        row = c.execute(
+            "SELECT turn, seq FROM message WHERE session_id = ? AND id = ?",
+            (session_id, before),
+        ).fetchone()
+        bound = row or bound
+    rows = c.execute(
+        "SELECT id, data FROM message WHERE session_id = ? AND (turn, seq) < (?, ?) "
+        "ORDER BY turn DESC, seq DESC LIMIT ?",
+        (session_id, *bound, -1 if limit is None else limit),
+    ).fetchall()
+    rows.reverse()
+    return _with_parts(c, session_id, rows)
 
 
 def _with_parts(

@@ -337,7 +337,7 @@ AnyPart: TypeAlias = (
 
 # --- prompts and asks --------------------------------------------------------------------------
 
-Outcome: TypeAlias = Literal["answered", "interrupted", "failed", "rejected"]
+Outcome: TypeAlias = Literal["answered", "interrupted", "failed"]
 WhenBusy: TypeAlias = Literal["queue", "steer", "interrupt", "reject"]
 
 

@@ -97,7 +97,13 @@ class ToolContext(Protocol):
         ...
 
     def question(self, questions: Sequence[Question]) -> tuple[tuple[str, ...], ...]:
-        """Wait for a person's answers, one tuple per question."""
+        """Wait for a person's answers, one tuple per question (from a tool in a thread)."""
+        ...
+
+    def question_async(
+        self, questions: Sequence[Question]
+    ) -> Awaitable[tuple[tuple[str, ...], ...]]:
+        """Like ``question``, for coroutine tools."""
         ...
 
 
@@ -278,3 +284,6 @@ class DetachedContext(Cancellation):
         if self._answers is None:
             raise ToolError("nobody is here to answer a question")
         return self._answers
+
+    async def question_async(self, questions: Sequence[Question]) -> tuple[tuple[str, ...], ...]:
+        return self.question(questions)

@@ -18,23 +18,30 @@ General layout:
     signals    blinker signals, one per event type
 """
 
+from typing import TYPE_CHECKING, Any
+
 from understudy import errors, signals
 from understudy.actors.core.state import CompactionRules, Limits
-from understudy.actors.handles import Done, Records, Reply, TranscriptMessage
+from understudy.actors.handles import Done, Records, Reply, Snapshot, TranscriptMessage
 from understudy.actors.hooks import HookCall
 from understudy.actors.models.configured import model_from
+from understudy.actors.models.protocol import Model, ModelRequest
 from understudy.actors.models.scripted import ScriptedModel
 from understudy.actors.recovery_report import RecoveryReport
 from understudy.actors.runtime import Runtime
-from understudy.actors.session import Compaction, Session, SessionStatus, Turn
+from understudy.actors.session import Session, SessionStatus
 from understudy.actors.subscription import Subscription
 from understudy.actors.supervisor import RestartPolicy
 from understudy.actors.tools.context import ToolContext
 from understudy.actors.tools.tool import Tool, ToolResult, tool
 from understudy.actors.tracker import SessionTracker
+from understudy.actors.turn import Compaction, Turn
 from understudy.store.events import Event
 from understudy.store.journal import Retention
-from understudy.store.records import FilePart, Question, TextPart
+from understudy.store.records import FilePart, PermissionRule, Question, TextPart, ToolPart
+
+if TYPE_CHECKING:
+    from understudy.actors.tools.workspace import workspace
 
 __version__ = "0.1.0"
 
@@ -46,6 +53,9 @@ __all__ = [
     "FilePart",
     "HookCall",
     "Limits",
+    "Model",
+    "ModelRequest",
+    "PermissionRule",
     "Question",
     "Records",
     "RecoveryReport",
@@ -57,10 +67,12 @@ __all__ = [
     "Session",
     "SessionStatus",
     "SessionTracker",
+    "Snapshot",
     "Subscription",
     "TextPart",
     "Tool",
     "ToolContext",
+    "ToolPart",
     "ToolResult",
     "TranscriptMessage",
     "Turn",
@@ -68,4 +80,14 @@ __all__ = [
     "model_from",
     "signals",
     "tool",
+    "workspace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``workspace`` needs the extra of its name, so it is loaded when it is asked for."""
+    if name == "workspace":
+        from understudy.actors.tools.workspace import workspace
+
+        return workspace
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

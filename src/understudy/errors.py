@@ -30,6 +30,8 @@
     ├── RuntimeClosed           the runtime is closed or closing
     ├── CommandTimeout          no answer in time; the command may still be carried out
     │                           (also a TimeoutError)
+    ├── ResultNotReady          in an event loop, a result was used before it was awaited
+    │                           (also a RuntimeError)
     └── InternalError           our bug: please report it
 
 Errors carry their data as attributes, survive pickling, and never hide their cause.
@@ -207,6 +209,10 @@ class RuntimeClosed(UnderstudyError):
 
 class CommandTimeout(UnderstudyError, TimeoutError):
     """No answer came in time (``timeout_s``). The command may still be carried out."""
+
+
+class ResultNotReady(UnderstudyError, RuntimeError):
+    """In an event loop calls return at once: await this result before you use it."""
 
 
 class InternalError(UnderstudyError):

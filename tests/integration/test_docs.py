@@ -205,9 +205,8 @@ def test_the_attributes_of_errors_are_those_of_their_classes():
 
 
 def test_every_outcome_of_a_prompt_is_documented():
-    # "rejected" is reserved: nothing settles a prompt with it.
     documented = {name for (name,) in column("docs/lifecycle.md", "outcome")}
-    assert documented == set(get_args(Outcome)) - {"rejected"}
+    assert documented == set(get_args(Outcome))
 
 
 def test_every_way_to_treat_a_prompt_while_busy_is_documented():

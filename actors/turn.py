@@ -1,0 +1,305 @@
+"""Turn and Compaction: handles of what was asked of a session, up to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from understudy.actors import given
+from understudy.actors.core.commands import (
+    Abort,
+)
+from understudy.actors.handles import Done, Handle, Reply
+from understudy.actors.pending import Pending, failing
+from understudy.errors import (
+    CommandTimeout,
+    CompactionFailed,
+    SessionNotFound,
+    TurnAborted,
+    TurnFailed,
+)
+from understudy.store.events import (
+    Event,
+    MessageUpdated,
+    PartDelta,
+    PartUpdated,
+    PromptSettled,
+    PromptStarted,
+    SessionDeleted,
+)
+from understudy.store.records import (
+    AssistantMessage,
+    CompactionPart,
+    Prompt,
+    TextPart,
+    UserMessage,
+)
+
+if TYPE_CHECKING:
+    from understudy.actors.session import Session
+    from understudy.actors.subscription import Subscription
+
+
+class Turn(Handle):
+    """An accepted prompt: iterate it for its events, ask for its result.
+
+    Attributes:
+        message_id: the prompt's user message, and the turn's name.
+    """
+
+    def __init__(self, session: Session, message_id: str | None) -> None:
+        self.session = session
+        self._runtime = session._runtime
+        self._message_id = message_id
+        self._prompt: Prompt | None = None
+        self._named = message_id is not None  # then it may have been accepted long ago
+        self._after = self._runtime.engine.publisher.cursor
+
+    def _arrive(self, value: Any) -> None:
+        self._prompt = value
+        self._message_id = value.message_id
+
+    def __repr__(self) -> str:
+        return f"<Turn {self._message_id} of {self.session.id}>"
+
+    @property
+    def message_id(self) -> str:
+        self._ready()
+        assert self._message_id is not None, "an accepted prompt has its id"
+        return self._message_id
+
+    # --- the result ----------------------------------------------------------------------------
+
+    def result(self, *, timeout_s: float | None = None) -> Reply:
+        """Wait for the answer.
+
+        Raises:
+            TurnAborted: it was interrupted (``reason`` says by what).
+            TurnFailed: it ended in an error (``name``, ``message``).
+            CommandTimeout: not within ``timeout_s``; the turn goes on.
+        """
+        timeout_s = given.seconds("timeout_s", timeout_s)
+        done: Pending[Any] = Pending()
+        if self._pending is not None and not self._pending.done:
+            self._looked = True
+            self._pending.then(lambda accepted: self._outcome(accepted, done))
+            return Reply()._begin(done, timeout_s)
+        settled = self._expect(self.message_id, done)
+        try:
+            return Reply()._begin(done, timeout_s)
+        except CommandTimeout:
+            self._runtime.engine.outcomes.forget(self.session.id, self.message_id, settled)
+            raise
+
+    def _outcome(self, accepted: Pending[Any], done: Pending[Any]) -> None:
+        if accepted.error is not None:
+            done.fail(accepted.error)
+            return
+        self._expect(accepted.result().message_id, done)
+
+    def _expect(self, message_id: str, done: Pending[Any]) -> Pending[Any]:
+        """Wait for the outcome, which may be there already."""
+        settled = self._runtime.engine.outcomes.expect(self.session.id, message_id)
+        settled.then(
+            lambda _: self._runtime.engine.in_background(lambda: self._answer(settled), done)
+        )
+
+        def look() -> None:
+            prompt, _ = self._runtime.engine.store.read.prompt(self.session.id, message_id)
+            if prompt is None:
+                settled.fail(_deleted(self.session.id))
+            elif prompt.outcome is not None:
+                settled.set(prompt)
+            if settled.done:
+                self._runtime.engine.outcomes.forget(self.session.id, message_id, settled)
+
+        self._runtime.engine.in_background(look, failing(settled))
+        return settled
+
+    def _answer(self, settled: Pending[Any]) -> tuple[str | None, Any]:
+        prompt: Prompt = settled.result()
+        if prompt.outcome == "answered" and prompt.turn is not None:
+            pairs = self._runtime.engine.store.read.turn(self.session.id, prompt.turn)
+            if not pairs:
+                raise _deleted(self.session.id)
+            return prompt.reply_id, pairs
+        raise self._error(prompt)
+
+    def _error(self, prompt: Prompt) -> Exception:
+        where = {"session_id": self.session.id, "message_id": prompt.message_id}
+        reason = prompt.reason or prompt.outcome or "unknown"
+        if prompt.outcome == "failed":
+            name = "TurnFailed"
+            if prompt.reply_id is not None:
+                pair = self._runtime.engine.store.read.message(self.session.id, prompt.reply_id)
+                error = getattr(pair[0], "error", None) if pair is not None else None
+                name = error.name if error is not None else name
+            return TurnFailed(reason, name=name, reason=reason, **where)
+        return TurnAborted(f"The turn was interrupted: {reason}", reason=reason, **where)
+
+    # --- events --------------------------------------------------------------------------------
+
+    def events(self) -> Subscription:
+        """The session's events from this prompt's acceptance on, not filtered."""
+        after = self._after
+        if self._named:
+            reads = self._runtime.engine.store.read
+            after = min(after, reads.accepted_after(self.session.id, self.message_id))
+        return self._runtime.events(after=after, session_id=self.session.id)
+
+    def _open(self, events: Subscription) -> Subscription:
+        """A turn that is over is in the journal: what comes after is not waited for."""
+        prompt, _ = self._runtime.engine.store.read.prompt(self.session.id, self.message_id)
+        if prompt is None or prompt.outcome is not None:
+            events.close()
+        return events
+
+    def __iter__(self) -> Iterator[Event]:
+        """The turn's events as they happen, up to its ``prompt.settled``."""
+        self._ready()
+        follow = _Follow(self.message_id)
+        with self.events() as events:
+            for event in self._open(events):
+                if follow.shows(event):
+                    yield event
+                if follow.over:
+                    return
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        await self
+        follow = _Follow(self.message_id)
+        async with self.events() as events:
+            await asyncio.to_thread(self._open, events)
+            async for event in events:
+                if follow.shows(event):
+                    yield event
+                if follow.over:
+                    return
+
+    def text(self) -> TurnText:
+        """The answer's text as it comes, in pieces, until the turn ends.
+
+        ``for piece in turn.text(): print(piece, end="")``; ``async for`` works too.
+        """
+        return TurnText(self)
+
+    def abort(self) -> Done:
+        """End this turn, running or waiting. False if it is over."""
+        command = Abort(message_id=self.message_id)
+        return self.session._command(Done(), command)
+
+
+class _Follow:
+    """Which of a session's events belong to one turn."""
+
+    def __init__(self, message_id: str) -> None:
+        self._message_id = message_id
+        self._running = False
+        self.over = False
+
+    def shows(self, event: Event) -> bool:
+        fact = event.data
+        if type(fact) is SessionDeleted:
+            self.over = True
+            return True
+        if type(fact) is PromptStarted and fact.info.message_id == self._message_id:
+            self._running = True
+        elif type(fact) is PromptSettled and fact.info.message_id == self._message_id:
+            self.over = True
+            return True
+        return self._running or self._mine(fact)
+
+    def _mine(self, fact: Any) -> bool:
+        info = getattr(fact, "info", None)
+        if isinstance(info, UserMessage):
+            return info.id == self._message_id
+        return getattr(info, "message_id", None) == self._message_id
+
+
+class TurnText:
+    """New text of a turn, in order and once, whether it comes in parts or as live deltas."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._answers: set[str] = set()
+        self._told: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        for event in self._turn:
+            if piece := self._new(event.data):
+                yield piece
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        async for event in self._turn:
+            if piece := self._new(event.data):
+                yield piece
+
+    def _new(self, fact: Any) -> str:
+        if type(fact) is MessageUpdated and isinstance(fact.info, AssistantMessage):
+            if not fact.info.summary:
+                self._answers.add(fact.info.id)
+        elif type(fact) is PartDelta and fact.part_id in self._told:
+            return self._rest(fact.part_id, fact.offset, fact.delta)
+        elif type(fact) is PartUpdated and type(fact.part) is TextPart:
+            answers = fact.part.message_id in self._answers
+            return self._rest(fact.part.id, 0, fact.part.text) if answers else ""
+        return ""
+
+    def _rest(self, part_id: str, offset: int, text: str) -> str:
+        told = self._told.get(part_id, 0)
+        self._told[part_id] = max(told, offset + len(text))
+        return text[max(0, told - offset) :]
+
+
+class Compaction(Handle):
+    """A compaction that was asked for. ``marker_id`` names it; all who asked share it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._runtime = session._runtime
+        self._marker_id = ""
+
+    def _arrive(self, value: Any) -> None:
+        self._marker_id = value
+
+    @property
+    def marker_id(self) -> str:
+        self._ready()
+        return self._marker_id
+
+    def result(self, *, timeout_s: float | None = None) -> Done:
+        """Wait for its end; the value is the summary's message id.
+
+        Raises ``CompactionFailed`` if history stays as it was.
+        """
+        timeout_s = given.seconds("timeout_s", timeout_s)
+        done: Pending[Any] = Pending()
+        marker_id = self.marker_id
+        ended = self._runtime.engine.outcomes.expect(self.session.id, marker_id)
+        ended.then(lambda _: self._runtime.engine.in_background(lambda: self._answer(ended), done))
+
+        def look() -> None:
+            part = self._runtime.engine.store.read.marker(self.session.id, marker_id)
+            if part is None:
+                ended.fail(_deleted(self.session.id))
+            elif not part.active:
+                ended.set(part)
+            if ended.done:
+                self._runtime.engine.outcomes.forget(self.session.id, marker_id, ended)
+
+        self._runtime.engine.in_background(look, failing(ended))
+        return Done()._begin(done, timeout_s)
+
+    def _answer(self, ended: Pending[Any]) -> str:
+        part: CompactionPart = ended.result()
+        if part.state != "committed" or part.summary_id is None:
+            reason = part.reason or part.state
+            raise CompactionFailed(
+                f"The compaction failed: {reason}", session_id=self.session.id, reason=reason
+            )
+        return part.summary_id
+
+
+def _deleted(session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"Session {session_id} was deleted", session_id=session_id)

@@ -1,0 +1,91 @@
+"""What handles give of an answer: its text as it comes, a transcript with its cursor."""
+
+import asyncio
+
+import pytest
+
+from understudy import ScriptedModel
+from understudy.errors import ActorCrashed, ResultNotReady
+from understudy.testing import Call, Fail, Gate, Say, Wait, crash
+
+WORDS = "All the world's a stage, and all the men and women merely players."
+
+
+def test_the_text_of_a_turn_comes_in_pieces_and_whole(opened):
+    gate = Gate()
+    runtime = opened(ScriptedModel([[Say("All the world's "), Wait(gate), Say(WORDS[16:], 9)]]))
+    pieces = []
+    for piece in runtime.create_session().prompt("go").text():
+        pieces.append(piece)
+        gate.open()
+    assert "".join(pieces) == WORDS
+    assert len(pieces) > 1
+
+
+def test_the_text_of_a_turn_spans_its_steps_and_leaves_the_prompt_out(opened):
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    script = [[Say("Let me see. "), Call("add", {"a": 1, "b": 2})], "Three."]
+    runtime = opened(ScriptedModel(script), tools=[add])
+    turn = runtime.create_session().prompt("What is one and two?")
+    assert "".join(turn.text()) == "Let me see. Three."
+
+
+def test_the_text_of_a_turn_that_is_over_is_there_at_once(opened):
+    runtime = opened(ScriptedModel([WORDS]))
+    turn = runtime.create_session().prompt("go")
+    turn.result(timeout_s=10)
+    assert "".join(turn.text()) == WORDS
+
+
+def test_the_text_of_a_turn_can_be_awaited(opened):
+    runtime = opened(ScriptedModel([WORDS]))
+
+    async def read():
+        session = await runtime.create_session()
+        turn = await session.prompt("go")
+        return "".join([piece async for piece in turn.text()])
+
+    assert asyncio.run(read()) == WORDS
+
+
+def test_the_text_of_a_turn_that_fails_ends(opened):
+    runtime = opened(ScriptedModel([[Say("Well, "), Fail(ValueError("no"))]]))
+    turn = runtime.create_session().prompt("go")
+    assert "".join(turn.text()) in ("", "Well, ")
+
+
+def test_a_snapshot_goes_on_where_it_ends(opened):
+    runtime = opened(ScriptedModel(["one", "two"]))
+    session = runtime.create_session()
+    session.prompt("first").result(timeout_s=10)
+    session.wait_idle(timeout_s=10)
+    snapshot = session.snapshot()
+    assert [message.text for message in snapshot.messages] == ["first", "one"]
+    with session.events(after=snapshot.cursor) as events:
+        assert events.poll() is None
+        turn = session.prompt("second")
+        event = events.next(timeout_s=10)
+        assert event is not None and event.cursor == snapshot.cursor + 1
+        turn.result(timeout_s=10)
+
+
+def test_a_result_used_before_it_was_awaited_says_so(opened):
+    runtime = opened()
+
+    async def forget():
+        session = runtime.create_session()
+        with pytest.raises(ResultNotReady, match="await"):
+            _ = session.title
+        await session
+
+    asyncio.run(forget())
+
+
+def test_a_crash_on_request_is_told_to_who_asked_and_survived(opened):
+    runtime = opened(ScriptedModel(["still here"]))
+    session = runtime.create_session()
+    with pytest.raises(ActorCrashed):
+        crash(session)
+    assert session.prompt("go").result(timeout_s=10).text == "still here"
