@@ -10,10 +10,8 @@ import logging
 import os
 import random
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -28,13 +26,14 @@ from understudy.actors.handles import TranscriptMessage, in_event_loop
 from understudy.actors.hooks import HookCall, Hooks
 from understudy.actors.outcomes import Outcomes
 from understudy.actors.pending import Pending
-from understudy.actors.pool import Mailbox, ThreadPool
+from understudy.actors.platform import Platform
+from understudy.actors.pool import Mailbox
 from understudy.actors.publisher import Publisher
 from understudy.actors.recovery_report import RecoveryReport, report_of
 from understudy.actors.registry import Registry
 from understudy.actors.session import Session
 from understudy.actors.session_actor import Delete
-from understudy.actors.supervisor import Died, RestartPolicy, Supervisor
+from understudy.actors.supervisor import Died, RestartPolicy, Supervisor, quarantine_error
 from understudy.actors.tools.tool import Tool
 from understudy.actors.tracker import SessionTracker
 from understudy.actors.upkeep import Upkeep
@@ -94,6 +93,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     clock: Any
     seed: int | None
     fault: Any
+    platform: Platform
 
 
 class Engine:
@@ -109,10 +109,12 @@ class Engine:
         self.restart = config.restart
         self.clock: Clock = config.clock
         self.recovered: deque[RecoveryReport] = deque(maxlen=10_000)
-        self._chance = random.Random(config.seed)
+        self.platform = config.platform
+        self.chance = random.Random(config.seed)
         self._count = 0
         self.id = self.new_id("rtm")
-        self.publisher = Publisher(front, wall_ms=self.clock.wall_ms)
+        lane = self.platform.lane
+        self.publisher = Publisher(front, wall_ms=self.clock.wall_ms, lane=lane)
         self.store = Store(
             config.path,
             runtime_id=self.id,
@@ -121,15 +123,16 @@ class Engine:
             durability=config.durability,
             lease_s=config.lease_s,
             fault=config.fault,
+            lane=lane,
         )
         self.outcomes = Outcomes()
         self.publisher.observe(self.outcomes.observe)
         self.publisher.observe(self._after_turn)
         self.hooks = Hooks(self, config.hooks, hook_s=config.hook_s)
         self.executor = Executor(self)
-        self.pool = ThreadPool(config.threads, monotonic_s=self.clock.monotonic_s)
+        self.pool = self.platform.dispatcher(config.threads, monotonic_s=self.clock.monotonic_s)
         self.registry = Registry(self, self.pool, monotonic_s=self.clock.monotonic_s)
-        self.supervisor = Supervisor(Mailbox(self.pool), self, self.restart, self._chance)
+        self.supervisor = Supervisor(Mailbox(self.pool), self, self.restart, self.chance)
         self.upkeep = Upkeep(
             self,
             passivate_after_s=config.passivate_after_s,
@@ -137,7 +140,7 @@ class Engine:
             retention=config.retention,
         )
         self._tracker: SessionTracker | None = None
-        self._background = ThreadPoolExecutor(4, thread_name_prefix="understudy-calls")
+        self._background = self.platform.calls("understudy-calls", 4)
         self._lock = threading.Lock()
         self._state: Literal["new", "open", "closing", "closed"] = "new"
 
@@ -198,28 +201,28 @@ class Engine:
             if self._state in ("closing", "closed"):
                 return True
             started, self._state = self._state == "open", "closing"
-        deadline = time.monotonic() + drain_s + timeout_s
+        deadline = self.clock.monotonic_s() + drain_s + timeout_s
         if started:
             self.upkeep.stop()
             self._drain(drain_s)
-            self._interrupt(max(0.1, (deadline - time.monotonic()) / 2))
+            self._interrupt(max(0.1, (deadline - self.clock.monotonic_s()) / 2))
         self.registry.close()
         clean = True
         if started:
-            clean &= self.executor.close(max(0.5, deadline - time.monotonic()))
-            clean &= self.pool.stop(max(0.5, deadline - time.monotonic()))
-            self.publisher.close(max(0.5, deadline - time.monotonic()))
+            clean &= self.executor.close(max(0.5, deadline - self.clock.monotonic_s()))
+            clean &= self.pool.stop(max(0.5, deadline - self.clock.monotonic_s()))
+            self.publisher.close(max(0.5, deadline - self.clock.monotonic_s()))
         self.outcomes.close()
         self._background.shutdown(wait=False, cancel_futures=True)
-        clean &= self.store.close(timeout_s=max(1.0, deadline - time.monotonic()))
+        clean &= self.store.close(timeout_s=max(1.0, deadline - self.clock.monotonic_s()))
         self._state = "closed"
         return clean
 
     def _drain(self, drain_s: float) -> None:
         """Let running turns come to their end."""
-        deadline = time.monotonic() + drain_s
+        deadline = self.clock.monotonic_s() + drain_s
         for actor in self.registry.actors():
-            left = deadline - time.monotonic()
+            left = deadline - self.clock.monotonic_s()
             if left <= 0:
                 return
             if not actor.idle:
@@ -230,7 +233,7 @@ class Engine:
 
     def _interrupt(self, timeout_s: float) -> None:
         """End what still runs; durable, so that nothing is left to recover."""
-        deadline = time.monotonic() + timeout_s
+        deadline = self.clock.monotonic_s() + timeout_s
         waiting = [
             self.registry.send(actor.session_id, Abort(reason="close"))
             for actor in self.registry.actors()
@@ -238,7 +241,7 @@ class Engine:
         ]
         for pending in waiting:
             try:
-                pending.get(timeout=max(0.01, deadline - time.monotonic()))
+                pending.get(timeout=max(0.01, deadline - self.clock.monotonic_s()))
             except UnderstudyError as error:
                 logger.warning("A turn could not be ended at close: %s", error)
 
@@ -389,9 +392,16 @@ class Engine:
     def in_background(self, work: Callable[[], T], pending: Pending[T]) -> None:
         """Settle ``pending`` with what ``work`` gives or raises, in a thread of ours."""
         try:
-            self._background.submit(_settle, pending, work)
+            job = self._background.submit(_settle, pending, work)
         except RuntimeError:
             pending.fail(RuntimeClosed("The runtime is closed"))
+        else:
+            # Closing cancels what has not begun: whoever waits for it is answered all the same.
+            job.add_done_callback(
+                lambda done: (
+                    pending.fail(RuntimeClosed("The runtime closed")) if done.cancelled() else None
+                )
+            )
 
     def attempt(self, work: Callable[[], None], pending: Pending[Any]) -> None:
         """Do what will settle ``pending``, in a thread of ours; it fails if that raises."""
@@ -410,6 +420,12 @@ class Engine:
         if record is None:
             raise SessionNotFound(f"No session {session_id}", session_id=session_id)
         return record
+
+    def must_run(self, session_id: str) -> None:
+        """Raise ``SessionQuarantined`` for a session whose end nobody should wait for."""
+        reason = self.store.read.quarantined().get(session_id)
+        if reason is not None:
+            raise quarantine_error(session_id, reason)
 
     def status_of(self, session_id: str) -> dict[str, Any]:
         reason = self.registry.quarantined.get(session_id)
@@ -465,7 +481,7 @@ class Engine:
         )
 
     def entropy(self) -> int:
-        return self._chance.getrandbits(96)
+        return self.chance.getrandbits(96)
 
     def info(self, session_id: str) -> SessionRecord:
         actor = self.registry.actor(session_id)

@@ -1,7 +1,7 @@
-"""The executor: runs effects outside the actors, on one event loop thread.
+"""The executor: runs effects outside the actors, on one event loop.
 
-Model streams are tasks of its loop; synchronous tools run on worker threads, coroutine tools on a
-loop of their own. Everything an execution learns goes back to its session as a command.
+Model streams are tasks of its loop; synchronous tools run on workers, coroutine tools on a loop of
+their own. Everything an execution learns goes back to its session as a command.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import random
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from understudy.actors.calls import CallContext, CallRun
@@ -27,7 +27,6 @@ from understudy.actors.core.effects import (
 )
 from understudy.actors.pending import Pending
 from understudy.actors.steps import StepRun, SummaryRun
-from understudy.actors.workers import Workers
 from understudy.errors import InvalidInput, RuntimeClosed
 from understudy.store.records import Ask, AssistantMessage
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from understudy.actors.core.state import Rules
     from understudy.actors.hooks import Hooks
     from understudy.actors.models.protocol import Model
+    from understudy.actors.platform import Loop, Platform
     from understudy.actors.publisher import Publisher
     from understudy.actors.session import Session as SessionHandle
     from understudy.actors.tools.tool import Tool
@@ -55,9 +55,11 @@ _TOOL_THREADS = 64
 class Host(Protocol):
     """What the executor needs of its runtime."""
 
+    platform: Platform
     store: Store
     publisher: Publisher
     clock: Clock
+    chance: random.Random
     rules: Rules
     system: str
     tools: Mapping[str, Tool]
@@ -99,14 +101,11 @@ class Executor:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.workers = Workers(_TOOL_THREADS)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._run_loop, args=(self._loop,), name="understudy-turns", daemon=True
-        )
-        self._tools_loop: asyncio.AbstractEventLoop | None = None
-        self._tools_thread: threading.Thread | None = None
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="understudy-context")
+        self.workers = host.platform.workers(_TOOL_THREADS)
+        self._turns = host.platform.loop("understudy-turns")
+        self._loop = self._turns.loop
+        self._tools: Loop | None = None
+        self._readers = host.platform.calls("understudy-context", _READERS)
         self._lock = threading.Lock()
         self._todo: deque[tuple[str, Sequence[Effect]]] = deque()
         self._unstarted: dict[str, int] = {}
@@ -129,6 +128,10 @@ class Executor:
     @property
     def clock(self) -> Clock:
         return self.host.clock
+
+    @property
+    def chance(self) -> random.Random:
+        return self.host.chance
 
     @property
     def rules(self) -> Rules:
@@ -168,16 +171,10 @@ class Executor:
     def tools_loop(self) -> asyncio.AbstractEventLoop:
         """The loop of coroutine tools, started when the first one runs."""
         with self._lock:
-            if self._tools_loop is None:
-                self._tools_loop = asyncio.new_event_loop()
-                self._tools_thread = threading.Thread(
-                    target=self._run_loop,
-                    args=(self._tools_loop,),
-                    name="understudy-async-tools",
-                    daemon=True,
-                )
-                self._tools_thread.start()
-            return self._tools_loop
+            if self._tools is None:
+                self._tools = self.host.platform.loop("understudy-async-tools")
+                self._tools.start()
+            return self._tools.loop
 
     def expect(self, ask_id: str) -> Pending[Ask]:
         """The answer to an ask, when a person gives it."""
@@ -338,19 +335,24 @@ class Executor:
         return execution is not None and key in execution.tasks
 
     def start_loop(self) -> None:
-        self._thread.start()
+        self._turns.start()
 
     def close(self, timeout_s: float) -> bool:
         """Cancel everything and stop the threads. False if one would not stop in time."""
         self._closed = True
         for answer in list(self._asks.values()):
             answer.fail(RuntimeClosed("The runtime closed before anybody answered"))
-        stopped = self._stop_loop(self._loop, self._thread, timeout_s, self._close_models())
-        if self._tools_loop is not None and self._tools_thread is not None:
-            stopped &= self._stop_loop(self._tools_loop, self._tools_thread, timeout_s, None)
+        stopped = self._turns.stop(timeout_s, first=self._cancel_calls, last=self._close_models)
+        if self._tools is not None:
+            stopped &= self._tools.stop(timeout_s)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self.workers.close()
         return stopped
+
+    def _cancel_calls(self) -> None:
+        for execution in self._executions.values():
+            for context in list(execution.contexts.values()):
+                context.cancel("close")
 
     async def _close_models(self) -> None:
         for model in self.host.models:
@@ -360,43 +362,6 @@ class Executor:
                     await asyncio.wait_for(aclose(), 2.0)
                 except Exception:
                     logger.exception("Model %s did not close", model.model_id)
-
-    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
-        loop.run_forever()
-
-    def _stop_loop(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        thread: threading.Thread,
-        timeout_s: float,
-        last: Any,
-    ) -> bool:
-        async def wind_up() -> None:
-            for execution in self._executions.values() if loop is self._loop else ():
-                for context in list(execution.contexts.values()):
-                    context.cancel("close")
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks, timeout=min(1.0, timeout_s))
-            if last is not None:
-                await last
-            await loop.shutdown_asyncgens()
-            loop.stop()
-
-        if not thread.is_alive():
-            if last is not None:
-                last.close()
-            loop.close()
-            return True
-        loop.call_soon_threadsafe(lambda: loop.create_task(wind_up()))
-        thread.join(timeout_s)
-        if thread.is_alive():
-            return False
-        loop.close()
-        return True
 
 
 async def _contained(run: Callable[[], Awaitable[None]]) -> None:

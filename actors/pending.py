@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pykka
 
 from understudy.errors import CommandTimeout
+from understudy.store.lanes import wait_released
 
 if TYPE_CHECKING:
     from pykka._types import OptExcInfo
@@ -79,7 +80,7 @@ class Pending(pykka.Future[T]):
             gate = threading.Lock()
             gate.acquire()
             self.then(lambda _: gate.release())
-            if not gate.acquire(timeout=-1 if timeout is None else timeout):
+            if not wait_released(gate, timeout):
                 raise CommandTimeout(f"No answer within {timeout} s", timeout_s=timeout)
         return self.result()
 

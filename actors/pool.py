@@ -30,9 +30,21 @@ class Yielded(Exception):
 
 
 class Dispatcher(Protocol):
-    """Who runs mailboxes that have something to do. A simulator brings its own."""
+    """Who runs mailboxes that have something to do."""
 
     def schedule(self, mailbox: Mailbox) -> None: ...
+
+
+class Pool(Dispatcher, Protocol):
+    """A dispatcher with a life, that notices handlers which hang."""
+
+    def start(self) -> None: ...
+
+    def hung(self, limit_s: float) -> list[Mailbox]:
+        """Mailboxes whose handler runs for longer than the limit, each told once."""
+        ...
+
+    def stop(self, timeout_s: float) -> bool: ...
 
 
 class Mailbox:

@@ -179,6 +179,11 @@ class Publisher:
         with self._lock:
             self._streams.pop(session_id, None)
 
+    def live_texts(self) -> list[PartDelta]:
+        """Every text that is being written, whole, as of now."""
+        with self._lock:
+            return [fact for stream in self._streams.values() for fact in stream.text_so_far()]
+
     def delta(self, stream: Stream, make: Callable[[], PartDelta | None]) -> bool:
         """Publish what ``make`` appends, unless the stream was detached."""
         with self._lock:
@@ -219,9 +224,7 @@ class SignalPump:
     def __init__(self, publisher: Publisher, sender: Any, lane: MakeLane) -> None:
         self._sender = sender
         self._told = False
-        self._lane: Lane[None] = lane(
-            "understudy-signals", self._deliver, most=1, ended=self._end
-        )
+        self._lane: Lane[None] = lane("understudy-signals", self._deliver, most=1, ended=self._end)
         self._subscription = _SignalSubscription(publisher, self._tell)
 
     def stop(self, timeout_s: float) -> None:

@@ -17,6 +17,7 @@ from understudy.actors.handles import Done, Records
 from understudy.actors.hooks import Hook, inside_hook
 from understudy.actors.models.configured import model_from
 from understudy.actors.pending import Pending
+from understudy.actors.platform import Platform, Threads
 from understudy.actors.recovery_report import RecoveryHook, RecoveryReport
 from understudy.actors.session import Session
 from understudy.actors.subscription import Subscription
@@ -64,7 +65,8 @@ class Runtime:
         directory: the directory of sessions that name none.
         lease_s: how long a runtime that cannot renew its lease is still believed to be alive.
         threads: dispatcher threads.
-        clock, seed, fault: for tests: virtual time, fixed chance, failures of the store.
+        clock, seed, fault, platform: for tests: virtual time, fixed chance, failures of the store,
+            a place to run without threads.
 
     Raises:
         InvalidInput: now. StoreError and its kin: from ``start``.
@@ -98,6 +100,7 @@ class Runtime:
         clock: Clock | None = None,
         seed: int | None = None,
         fault: FaultHook | None = None,
+        platform: Platform | None = None,
     ) -> None:
         if on_restart not in ("interrupt", "resume"):
             raise InvalidInput("on_restart is 'interrupt' or 'resume'", field="on_restart")
@@ -135,6 +138,7 @@ class Runtime:
                 clock=clock or SystemClock(),
                 seed=seed,
                 fault=fault,
+                platform=platform or Threads(),
             ),
         )
 

@@ -16,9 +16,9 @@ from tenacity import (
     retry_if_exception_type,
     stop_after_attempt,
     stop_any,
-    stop_before_delay,
-    wait_random_exponential,
+    wait_exponential,
 )
+from tenacity.stop import stop_base
 
 from understudy.actors.core.commands import StepProgress, StepRetrying, StreamedPart
 from understudy.actors.models.protocol import (
@@ -36,12 +36,14 @@ from understudy.store.events import PartDelta
 from understudy.store.records import Failure, ReasoningPart, Span, TextPart
 
 if TYPE_CHECKING:
+    from understudy.actors.clock import Clock
     from understudy.actors.executor import Executor
 
 logger = logging.getLogger("understudy.models")
 
 FLUSH_EVERY_S: Final = 1.0
 MAX_RETRY_AFTER_S: Final = 300.0
+_backoff: Final = wait_exponential(multiplier=0.5, max=30)
 
 
 class Broken(Exception):
@@ -126,17 +128,25 @@ class ModelStream:
             self._executor.publisher.detach(self)
 
     def _policy(self) -> AsyncRetrying:
-        limits = self._executor.rules.limits
+        limits, clock = self._executor.rules.limits, self._executor.clock
+        too_late = _StopBefore(clock, clock.monotonic_s() + limits.retry_s)
         return AsyncRetrying(
             retry=retry_if_exception_type(ModelUnavailable),
-            stop=stop_any(
-                stop_after_attempt(limits.model_attempts), stop_before_delay(limits.retry_s)
-            ),
-            wait=_pause,
+            stop=stop_any(stop_after_attempt(limits.model_attempts), too_late),
+            wait=self._pause,
             before_sleep=self._report_retry,
             sleep=asyncio.sleep,
             reraise=True,
         )
+
+    def _pause(self, state: RetryCallState) -> float:
+        """What the provider asks for, within reason; else exponential. Always with jitter."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        jittered = _backoff(state) * self._executor.chance.random()
+        asked = getattr(error, "retry_after_s", None)
+        if isinstance(asked, int | float) and asked > 0:
+            return min(float(asked), MAX_RETRY_AFTER_S) + min(1.0, jittered)
+        return jittered
 
     def _report_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -337,14 +347,15 @@ class _Silence:
             raise ModelUnavailable(f"The model said nothing for {self._limit_s:g} s")
 
 
-def _pause(state: RetryCallState) -> float:
-    """What the provider asks for, within reason; else exponential. Always with jitter."""
-    error = state.outcome.exception() if state.outcome is not None else None
-    jittered: float = wait_random_exponential(multiplier=0.5, max=30)(state)
-    asked = getattr(error, "retry_after_s", None)
-    if isinstance(asked, int | float) and asked > 0:
-        return min(float(asked), MAX_RETRY_AFTER_S) + min(1.0, jittered)
-    return jittered
+class _StopBefore(stop_base):
+    """tenacity's ``stop_before_delay``, by the runtime's clock."""
+
+    def __init__(self, clock: Clock, deadline_s: float) -> None:
+        self._clock = clock
+        self._deadline_s = deadline_s
+
+    def __call__(self, state: RetryCallState) -> bool:
+        return self._clock.monotonic_s() + state.upcoming_sleep >= self._deadline_s
 
 
 def failure_of(error: BaseException) -> Failure:

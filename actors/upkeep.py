@@ -1,4 +1,4 @@
-"""Upkeep: what has to be done every now and then, in one thread.
+"""Upkeep: what has to be done every now and then.
 
 Renews the lease, passivates idle sessions, publishes what other processes committed, recovers what
 dead ones left, trims the journal, and watches: a hang is a crash that does not know it.
@@ -7,7 +7,6 @@ dead ones left, trims the journal, and watches: a hang is a crash that does not 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +18,7 @@ from understudy.store.records import ToolPart, ToolRunning
 
 if TYPE_CHECKING:
     from understudy.actors.engine import Engine
+    from understudy.actors.platform import Ticker
     from understudy.store.journal import Retention
 
 logger = logging.getLogger("understudy.upkeep")
@@ -32,7 +32,7 @@ SWEEP_EVERY_S: Final = 900.0
 
 
 class Upkeep:
-    """A thread that calls ``tick``; tests call it themselves."""
+    """Started, it ticks every ``TICK_S``; tests call ``tick`` themselves."""
 
     def __init__(
         self,
@@ -48,20 +48,14 @@ class Upkeep:
         self._retention = retention
         self._suspects: dict[tuple[str, str], int] = {}
         self._due: dict[Callable[[], None], float] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="understudy-upkeep", daemon=True)
+        self._ticker: Ticker | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        self._ticker = self._engine.platform.every(TICK_S, self.tick, name="understudy-upkeep")
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(5.0)
-
-    def _run(self) -> None:
-        while not self._stopping.wait(TICK_S):
-            self.tick()
+        if self._ticker is not None:
+            self._ticker.stop()
 
     def tick(self) -> None:
         """Do what is due."""

@@ -6,14 +6,28 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 logger = logging.getLogger("understudy.tools")
 
 _LINGER_S: Final = 10.0
 
 
-class Workers:
+class Workers(Protocol):
+    """Who runs functions that may take long, or for ever."""
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run ``job`` soon. It must not raise."""
+        ...
+
+    def abandon(self, thread_id: int) -> None:
+        """Nobody waits any more for the job that runs in this thread."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class WorkerThreads:
     """Runs functions on up to ``limit`` threads, made on demand and ended when idle.
 
     A function its caller gave up on (``abandon``) no longer counts against the limit: the thread
@@ -31,7 +45,6 @@ class Workers:
         self._closed = False
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Run ``job`` soon. It must not raise."""
         with self._lock:
             self._waiting += 1
             if self._waiting > self._idle and self._threads < self._limit:

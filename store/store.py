@@ -17,6 +17,7 @@ from understudy.store import claims, journal
 from understudy.store.changes import Change, Transaction
 from understudy.store.database import Durability, check_path, prepare, translated
 from understudy.store.events import AnyFact, Event
+from understudy.store.lanes import MakeLane, ThreadLane, wait_released
 from understudy.store.lease import LEASE_S, Lease
 from understudy.store.reads import Reads
 from understudy.store.records import Session
@@ -39,6 +40,7 @@ class Store:
         durability: "full" survives power loss; "normal" survives a killed process.
         lease_s: how long this runtime is believed alive without a renewal.
         fault: a test hook, see ``Writer``.
+        lane: where the writer runs.
 
     Raises (from ``open``):
         StoreUnreadable, StoreTooNew, StoreBusy, StoreFull.
@@ -54,6 +56,7 @@ class Store:
         durability: Durability = "full",
         lease_s: float = LEASE_S,
         fault: FaultHook | None = None,
+        lane: MakeLane = ThreadLane,
     ) -> None:
         self.path = check_path(path)
         self.runtime_id = runtime_id
@@ -62,6 +65,7 @@ class Store:
         self._published = published
         self._durability: Durability = durability
         self._fault = fault
+        self._lane = lane
         self._database: SqliteDatabase | None = None
         self._writer: Writer | None = None
         self._reads: Reads | None = None
@@ -72,8 +76,9 @@ class Store:
             with translated(self.path):
                 self.lease.hold()
             self._reads = Reads(self.path, durability=self._durability)
-            self._writer = Writer(self._database, published=self._published, fault=self._fault)
-            self._writer.start()
+            self._writer = Writer(
+                self._database, published=self._published, fault=self._fault, lane=self._lane
+            )
             self.run(lambda tx: self.lease.register(tx, now_ms=self._wall_ms()))
         except BaseException:
             self.close(timeout_s=1.0)
@@ -117,15 +122,16 @@ class Store:
 
     def run(self, work: Callable[[Transaction], T], *, timeout_s: float = 30.0) -> T:
         """``submit`` and wait. Not for the writer's own thread."""
-        finished = threading.Event()
+        finished = threading.Lock()
+        finished.acquire()
         outcome: list[Any] = []
 
         def done(result: Any, _: Sequence[Event], error: BaseException | None) -> None:
             outcome.extend((result, error))
-            finished.set()
+            finished.release()
 
         self.submit(lambda tx: (work(tx), []), done)
-        if not finished.wait(timeout_s):
+        if not wait_released(finished, timeout_s):
             raise CommandTimeout("The store did not answer in time", timeout_s=timeout_s)
         result, error = outcome
         if error is not None:

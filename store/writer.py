@@ -1,4 +1,4 @@
-"""The one writer: a thread that owns the write connection, commits and checkpoints.
+"""The one writer: a lane that owns the write connection, commits and checkpoints.
 
 Jobs that wait together share a transaction (group commit). A job that is refused fails alone; when
 the transaction fails, it is rolled back and each of its jobs is tried alone.
@@ -7,9 +7,7 @@ the transaction fails, it is rolled back and each of its jobs is tried alone.
 from __future__ import annotations
 
 import logging
-import queue
 import sqlite3
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -24,6 +22,7 @@ from understudy.errors import RuntimeClosed, StoreBusy, UnderstudyError
 from understudy.store.changes import Change, Statements, Transaction
 from understudy.store.database import BUSY_TIMEOUT_S, translate
 from understudy.store.events import Event
+from understudy.store.lanes import Lane, MakeLane, ThreadLane
 
 if TYPE_CHECKING:
     from peewee import SqliteDatabase
@@ -78,7 +77,7 @@ class Writer:
     """Commits jobs in order of submission.
 
     ``published(events)`` is called after each commit with its events in cursor order, before
-    the jobs' own callbacks; both run in the writer's thread and must not block.
+    the jobs' own callbacks; both run in the writer's lane and must not block.
     ``fault(point)`` is called before "begin", "commit" and after "committed": a test hook that
     may raise or kill.
     """
@@ -89,60 +88,27 @@ class Writer:
         *,
         published: Callable[[Events], None],
         fault: FaultHook | None = None,
+        lane: MakeLane = ThreadLane,
     ) -> None:
-        self._database = database
         self._connection: sqlite3.Connection = database.connection()
         self._statements = Statements(database)
         self._published = published
         self._fault = fault
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._closed = False
         self._commits = 0
-        self._thread = threading.Thread(target=self._run, name="understudy-writer", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        self._lane: Lane[Job] = lane(
+            "understudy-writer", self.commit, most=MAX_GROUP, ended=self._checkpoint
+        )
 
     def submit(self, job: Job) -> None:
         """Queue a job. After close, its ``done`` gets ``RuntimeClosed`` at once."""
-        with self._lock:
-            if not self._closed:
-                self._queue.put(job)
-                return
-        job.done(None, [], RuntimeClosed("The store is closed"))
+        if not self._lane.put(job):
+            job.done(None, [], RuntimeClosed("The store is closed"))
 
     def close(self, timeout_s: float) -> bool:
         """Commit what was submitted, then stop. False if that took too long."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._queue.put(None)
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return self._lane.close(timeout_s)
 
-    # --- the thread ----------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        open_for_business = True
-        while open_for_business:
-            jobs: list[Job] = []
-            job = self._queue.get()
-            while True:
-                if job is None:
-                    open_for_business = False
-                    break
-                jobs.append(job)
-                if len(jobs) >= MAX_GROUP:
-                    break
-                try:
-                    job = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            if jobs:
-                self.commit(jobs)
-        self._checkpoint()
+    # --- in the lane ---------------------------------------------------------------------------
 
     def commit(self, jobs: Sequence[Job]) -> None:
         """Commit jobs in one transaction, and call back."""
