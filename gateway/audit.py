@@ -95,7 +95,8 @@ def audit(
             except sqlite3.OperationalError:
                 raise
             except sqlite3.DatabaseError as error:
-                result.found("damaged", "", str(error))
+                if Violation("damaged", "", str(error)) not in result.violations:
+                    result.found("damaged", "", str(error))
     return result
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 import understudy
-from understudy.errors import InvalidInput
+from understudy.errors import InvalidInput, StoreError
 from understudy.gateway import display
 from understudy.gateway.demo.conductor import Conductor
 from understudy.gateway.demo.files import choose
@@ -61,6 +61,8 @@ def _perform(args: argparse.Namespace, database: Path) -> tuple[int, bool]:
                 progress.say(_announce(conductor))
             conductor.run()
             progress.close()
+            if conductor.failure and not database.exists():
+                raise StoreError(conductor.failure, path=str(database))
             verdict = judge(conductor, seconds=time.monotonic() - started)
     finally:
         progress.close()

@@ -181,7 +181,12 @@ class Conductor:
         self.ledger.write([Entry("death")])
         self._progress.say(f"The process ended by itself (exit code {code}).")
         if self._deaths >= DEATHS:
-            self.failure = f"The worker keeps dying; see {self.plan.beside('log')}"
+            self.failure = f"The worker keeps dying: {self._last_words()}"
+
+    def _last_words(self) -> str:
+        log = self.plan.beside("log")
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return f"{lines[-1] if lines else 'it said nothing'} (see {log})"
 
     # --- showing -------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from understudy.gateway.audit import Audit, Violation, audit
 from understudy.gateway.demo.conductor import Conductor
 from understudy.gateway.demo.files import facts, mtime_ns
 from understudy.gateway.demo.ledger import effects_of
+from understudy.store.database import translated
 
 
 class Verdict(msgspec.Struct, kw_only=True):
@@ -41,15 +42,19 @@ class Verdict(msgspec.Struct, kw_only=True):
 
 
 def judge(conductor: Conductor, *, seconds: float) -> Verdict:
-    """Audit the database, and compare every answer with its file."""
+    """Audit the database, and compare every answer with its file.
+
+    Raises ``StoreError`` when there is no database to audit.
+    """
     plan, ledger = conductor.plan, conductor.ledger
     accepted = {(entry.session, entry.accepted) for entry in ledger.of("accepted")}
-    found = audit(
-        plan.database,
-        accepted=accepted,
-        effects=effects_of(plan.beside("effects")),
-        effect_tool="note",
-    )
+    with translated(plan.database):
+        found = audit(
+            plan.database,
+            accepted=accepted,
+            effects=effects_of(plan.beside("effects")),
+            effect_tool="note",
+        )
     wrong, checked, changed = _compare(conductor, found)
     unasked = [
         Violation("lost", session_id, f"prompt {message_id} is in no ledger")

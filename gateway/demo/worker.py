@@ -194,8 +194,12 @@ def tell(news: News) -> None:
 
 def _read_orders(take: Callable[[Order], object]) -> None:
     def read() -> None:
-        for line in sys.stdin.buffer:
-            take(msgspec.json.decode(line, type=Order))
+        # Not sys.stdin: the interpreter cannot end while a thread waits inside it.
+        rest = b""
+        while chunk := os.read(0, 65_536):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                take(msgspec.json.decode(line, type=Order))
         os._exit(1)
 
     threading.Thread(target=read, name="demo-orders", daemon=True).start()

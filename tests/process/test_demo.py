@@ -115,6 +115,20 @@ def test_another_applications_database_is_left_alone(tmp_path: Path, root: Path)
     assert database.read_bytes() == b"precious"
 
 
+def test_a_worker_that_keeps_dying_is_said_and_judged(tmp_path: Path, root: Path):
+    database = tmp_path / "demo.db"
+    command = demo(database, root, "--sessions", "3", "--kills", "0", "--crashes", "0")
+    assert finish(command)[0] == 0
+    for each in tmp_path.glob("demo.db-*"):
+        each.unlink()
+    database.write_bytes(b"no database any more" * 500)
+    code, verdict = finish(command)
+    assert (code, verdict["stuck"], verdict["answered"]) == (1, 1, 0)
+    assert any("not a database" in each["what"] for each in verdict["broken"])
+    [stuck] = [each["what"] for each in verdict["broken"] if each["kind"] == "stuck"]
+    assert "StoreUnreadable" in stuck
+
+
 def test_ctrl_c_ends_it_and_its_worker(tmp_path: Path, root: Path):
     database = tmp_path / "demo.db"
     process = subprocess.Popen(
