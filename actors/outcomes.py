@@ -6,8 +6,16 @@ import threading
 from typing import Any
 
 from understudy.actors.pending import Pending
+from understudy.actors.supervisor import quarantine_error
 from understudy.errors import RuntimeClosed, TurnAborted
-from understudy.store.events import Event, PartUpdated, PromptSettled, SessionDeleted, SessionIdle
+from understudy.store.events import (
+    Event,
+    PartUpdated,
+    PromptSettled,
+    SessionDeleted,
+    SessionIdle,
+    SessionQuarantined,
+)
 from understudy.store.records import CompactionPart
 
 _IDLE = ""
@@ -64,6 +72,8 @@ class Outcomes:
             self._tell(event.session_id, _IDLE, None)
         elif type(fact) is SessionDeleted:
             self._tell_deleted(event.session_id)
+        elif type(fact) is SessionQuarantined:
+            self._tell_quarantined(event.session_id, fact.reason)
 
     def _tell(self, session_id: str, key: str, value: Any) -> None:
         with self._lock:
@@ -90,6 +100,17 @@ class Outcomes:
                         reason="delete",
                     )
                 )
+
+    def _tell_quarantined(self, session_id: str, reason: str) -> None:
+        """Nobody can say when, or whether, the session will run again."""
+        with self._lock:
+            group = self._waiting.pop(session_id, {})
+        for key, waiting in group.items():
+            for pending in waiting:
+                if key == _IDLE:
+                    pending.set(None)
+                else:
+                    pending.fail(quarantine_error(session_id, reason))
 
     def close(self) -> None:
         with self._lock:

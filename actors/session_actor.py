@@ -28,6 +28,7 @@ from understudy.errors import (
     RuntimeClosed,
     SessionFenced,
     SessionNotFound,
+    StoreError,
     UnderstudyError,
 )
 from understudy.store.changes import Change
@@ -337,6 +338,7 @@ class SessionActor(PooledActor):
         elif isinstance(error, UnderstudyError):
             self._not_stored(batch, error)
         else:
+            self._batch = batch  # its callers are told of the crash
             self._crash(error)
 
     def _finish(self, batch: _Batch) -> None:
@@ -403,6 +405,11 @@ class SessionActor(PooledActor):
                 claimed, record = result
                 self._mailbox.put_first(
                     Activated(claimed, record, message.reason, message.restarted)
+                )
+            elif isinstance(error, StoreError) and message.restarted:
+                # Nobody asked for this claim who could ask again, and there is work to close.
+                self._around.executor.call_later(
+                    _RETRY_PAUSE_S[2], lambda: self._mailbox.put_first(message)
                 )
             elif isinstance(error, UnderstudyError):
                 self._dead = True

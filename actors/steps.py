@@ -22,7 +22,7 @@ from understudy.actors.models.protocol import (
     UserTurn,
 )
 from understudy.actors.streams import Answer, Broken, ModelStream, failure_of
-from understudy.actors.tools.tool import words_of
+from understudy.actors.tools.tool import storable, words_of
 from understudy.errors import InvalidInput, ModelError, ModelOverflow, StoreError, ToolError
 from understudy.store.records import Failure, TextPart, Tokens
 
@@ -135,7 +135,7 @@ class StepRun:
         drafts = []
         seen: set[str] = set()
         for call in calls:
-            call_id = call.call_id or f"call_{len(seen) + 1}"
+            call_id = storable(call.call_id) or f"call_{len(seen) + 1}"
             while call_id in seen:
                 call_id += "_"
             seen.add(call_id)
@@ -152,10 +152,10 @@ class StepRun:
             return CallDraft(
                 part_id=part_id,
                 call_id=call_id,
-                tool=call.tool,
-                input={"_raw": call.arguments},
+                tool=storable(call.tool),
+                input={"_raw": storable(call.arguments)},
                 signature=signature,
-                problem=f"There is no tool called {call.tool!r}. Tools: {known}.",
+                problem=f"There is no tool called {storable(call.tool)!r}. Tools: {known}.",
             )
         given = tool.raw_input(call.arguments)
         problem: str | None = None

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
 from tenacity import (
@@ -31,6 +31,7 @@ from understudy.actors.models.protocol import (
     Usage,
 )
 from understudy.actors.pending import Pending
+from understudy.actors.tools.tool import said_by, storable
 from understudy.errors import ModelError, ModelUnavailable
 from understudy.store.events import PartDelta
 from understudy.store.records import Failure, ReasoningPart, Span, TextPart
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from understudy.actors.executor import Executor
 
 logger = logging.getLogger("understudy.models")
+
+E = TypeVar("E", ToolCall, Usage, Finish)
 
 FLUSH_EVERY_S: Final = 1.0
 MAX_RETRY_AFTER_S: Final = 300.0
@@ -186,11 +189,11 @@ class ModelStream:
                     case ReasoningDelta(text):
                         self._append(ReasoningPart, text)
                     case ToolCall():
-                        answer.calls.append(event)
+                        answer.calls.append(_checked(event))
                     case Usage():
-                        answer.usage = event
-                    case Finish(reason):
-                        answer.finish = reason
+                        answer.usage = _checked(event)
+                    case Finish():
+                        answer.finish = _checked(event).reason
                     case _:
                         raise ModelError(f"The model sent {type(event).__name__}, not an event")
         finally:
@@ -205,6 +208,7 @@ class ModelStream:
     def _append(self, kind: type[StreamedPart], text: str) -> None:
         if not isinstance(text, str):
             raise ModelError(f"The model sent {type(text).__name__} as text")
+        text = storable(text)
         last = self._texts[-1] if self._texts else None
         if last is None or last.kind is not kind:
             last = _Text(self._executor.new_id("prt"), kind, self._executor.clock.wall_ms())
@@ -358,9 +362,17 @@ class _StopBefore(stop_base):
         return self._clock.monotonic_s() + state.upcoming_sleep >= self._deadline_s
 
 
+def _checked(event: E) -> E:
+    """An event whose fields are what they should be, whatever the model's adapter put there."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(event), type(event))
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise ModelError(f"The model sent a {type(event).__name__} with {error}") from error
+
+
 def failure_of(error: BaseException) -> Failure:
     """An error as it is kept on a message, in OpenCode's shape."""
-    data: dict[str, Any] = {"message": str(error) or type(error).__name__}
+    data: dict[str, Any] = {"message": said_by(error) or type(error).__name__}
     if isinstance(error, ModelError):
         status_code = error.data.get("status_code")
         if status_code is not None:

@@ -111,6 +111,8 @@ class Turn(Handle):
                 settled.fail(_deleted(self.session.id))
             elif prompt.outcome is not None:
                 settled.set(prompt)
+            else:
+                self._runtime.engine.must_run(self.session.id)
             if settled.done:
                 self._runtime.engine.outcomes.forget(self.session.id, message_id, settled)
 
@@ -285,6 +287,8 @@ class Compaction(Handle):
                 ended.fail(_deleted(self.session.id))
             elif not part.active:
                 ended.set(part)
+            else:
+                self._runtime.engine.must_run(self.session.id)
             if ended.done:
                 self._runtime.engine.outcomes.forget(self.session.id, marker_id, ended)
 

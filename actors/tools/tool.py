@@ -300,12 +300,17 @@ def _texts(values: Iterable[Any]) -> tuple[str, ...]:
 
 
 def words_of(error: BaseException) -> str:
+    """What a tool's exception tells the model: a ``ToolError`` its words, others their name too."""
+    words = said_by(error)
+    return words if isinstance(error, ToolError) else f"{type(error).__name__}: {words}"
+
+
+def said_by(error: BaseException) -> str:
     """What an exception says, as text that can be stored, whatever its ``__str__`` does."""
     try:
-        words = str(error)
+        return storable(str(error))
     except Exception:  # noqa: BLE001 - the class's own mistake
-        words = "it cannot be printed"
-    return storable(words if isinstance(error, ToolError) else f"{type(error).__name__}: {words}")
+        return "it cannot be printed"
 
 
 def storable(text: str) -> str:
