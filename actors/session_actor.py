@@ -320,7 +320,12 @@ class SessionActor(PooledActor):
             time_ms=self._around.clock.wall_ms(),
             facts=tuple(batch.facts),
         )
-        self._around.store.commit(change, self._committed)
+        self._around.store.commit(change, self._committed, applied=self._applied)
+
+    def _applied(self) -> None:
+        """It is committed: whoever hears of it finds the state that goes with it."""
+        if not self._dead and self._batch is not None:
+            self.state = self._batch.state
 
     def _committed(self, _result: Any, _events: list[Event], error: BaseException | None) -> None:
         """The commit's outcome, in the writer's thread; the paused mailbox runs nothing else."""
@@ -329,7 +334,6 @@ class SessionActor(PooledActor):
             return
         if error is None:
             self._store_failures = 0
-            self.state = batch.state
             self._finish(batch)
             self._forgive(batch.facts)
             self._mailbox.resume()

@@ -109,12 +109,15 @@ class Store:
 
     # --- writes --------------------------------------------------------------------------------
 
-    def commit(self, change: Change, done: Done) -> None:
+    def commit(
+        self, change: Change, done: Done, *, applied: Callable[[], None] | None = None
+    ) -> None:
         """Commit a change; ``done(None, events, error)`` tells how it went.
 
-        The error is ``SessionFenced`` when somebody else owns the session by now.
+        The error is ``SessionFenced`` when somebody else owns the session by now. ``applied`` is
+        called after the commit and before its events are published.
         """
-        self._submit(Job(done, change=change))
+        self._submit(Job(done, change=change, applied=applied))
 
     def submit(self, work: Callable[[Transaction], tuple[Any, list[Event]]], done: Done) -> None:
         """Run other work inside the next transaction; it fails alone."""

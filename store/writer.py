@@ -41,15 +41,23 @@ FaultHook: TypeAlias = Callable[[str], None]
 class Job:
     """One thing to commit. ``done(result, events, error)`` is called afterwards, exactly once.
 
-    ``change`` is the fast path; ``work`` is any other write, run inside a savepoint.
+    ``change`` is the fast path; ``work`` is any other write, run inside a savepoint. ``applied()``
+    is called when it is committed and before anybody hears of it.
     """
 
-    __slots__ = ("change", "done", "events", "result", "work")
+    __slots__ = ("applied", "change", "done", "events", "result", "work")
 
-    def __init__(self, done: Done, change: Change | None = None, work: Work | None = None) -> None:
+    def __init__(
+        self,
+        done: Done,
+        change: Change | None = None,
+        work: Work | None = None,
+        applied: Callable[[], None] | None = None,
+    ) -> None:
         self.done = done
         self.change = change
         self.work = work
+        self.applied = applied
         self.result: Any = None
         self.events: Events = []
 
@@ -119,6 +127,9 @@ class Writer:
             return
         events = [event for job, failed in outcome if failed is None for event in job.events]
         self._fire("committed")
+        for job, failed in outcome:
+            if failed is None and job.applied is not None:
+                self._call(job.applied)
         if events:
             self._call(self._published, events)
         for job, failed in outcome:
