@@ -16,7 +16,7 @@ import msgspec
 
 from understudy.actors.core.commands import SubmitPrompt
 from understudy.actors.hooks import inside_hook
-from understudy.actors.subscription import GAP, OVERFLOW
+from understudy.actors.subscription import ALWAYS_TOLD
 from understudy.errors import InvalidInput, MessageNotFound
 from understudy.store.events import FACTS
 from understudy.store.ids import check_id
@@ -27,7 +27,7 @@ Permissions: TypeAlias = Mapping[str, str | Mapping[str, str]] | Sequence[Permis
 
 R = TypeVar("R", bound=Record)
 
-_EVENTS: Final = frozenset({*FACTS, OVERFLOW, GAP})
+_EVENTS: Final = frozenset({*FACTS, *ALWAYS_TOLD})
 
 _TITLE_LIMIT: Final = 1_000
 _ACTIONS: Final = ("allow", "ask", "deny")

@@ -18,13 +18,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from understudy.errors import InvalidInput, RuntimeClosed
-from understudy.store.events import Event, Fact
+from understudy.store.events import Event, EventDamaged, Fact
 
 if TYPE_CHECKING:
     from understudy.actors.publisher import Publisher
 
 OVERFLOW: Final = "events.overflow"
 GAP: Final = "events.gap"
+ALWAYS_TOLD: Final = frozenset({OVERFLOW, GAP, EventDamaged.type})
 _PAGE: Final = 500
 
 
@@ -125,7 +126,7 @@ class Subscription:
                 if event.cursor <= self.cursor:
                     continue
                 self.cursor = event.cursor
-            if self.types is None or event.type in self.types or event.type in (OVERFLOW, GAP):
+            if self.types is None or event.type in self.types or event.type in ALWAYS_TOLD:
                 return event
 
     def _catch_up(self) -> None:

@@ -194,6 +194,13 @@ AnyFact: TypeAlias = (
 FACTS: dict[str, type[Fact]] = {cls.type: cls for cls in AnyFact.__args__}
 
 
+class EventDamaged(Fact, frozen=True, kw_only=True):
+    """A journal row that cannot be read; ``was`` is the type it had. Never written or published."""
+
+    type: ClassVar[str] = "events.damaged"
+    was: str
+
+
 class Event(msgspec.Struct, frozen=True, gc=False):
     """A committed fact, or a live delta.
 
@@ -224,5 +231,18 @@ def encode_fact(fact: Fact) -> bytes:
 
 
 def decode_fact(event_type: str, data: bytes) -> Fact:
-    """The payload of a journal row."""
+    """The payload of a journal row.
+
+    Raises ``msgspec.DecodeError``, or ``KeyError`` for a type that this version does not know.
+    """
     return _decoders[event_type](data)
+
+
+def read_event(row: tuple[str, str, int, int, int, bytes]) -> Event:
+    """The event of a journal row; one that cannot be read is told as ``events.damaged``."""
+    event_type, session_id, cursor, seq, time_ms, data = row
+    try:
+        fact = decode_fact(event_type, data)
+    except (msgspec.DecodeError, KeyError, TypeError):
+        fact = EventDamaged(session_id=session_id, was=event_type)
+    return Event(fact.type, session_id, cursor, seq, time_ms, fact)

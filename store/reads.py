@@ -12,13 +12,13 @@ import queue
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from understudy.errors import InvalidInput, RuntimeClosed, StoreUnreadable
 from understudy.store.database import Durability, check_existing, connect, translated
-from understudy.store.events import Event, decode_fact
+from understudy.store.events import Event, read_event
 from understudy.store.records import (
     AnyPart,
     Ask,
@@ -42,11 +42,39 @@ T = TypeVar("T")
 Pair: TypeAlias = tuple[Message, tuple[AnyPart, ...]]
 Order: TypeAlias = Literal["updated", "created"]
 
-_session = msgspec.json.Decoder(Session)
-_message = msgspec.json.Decoder(Message)
-_part = msgspec.json.Decoder(AnyPart)
-_prompt = msgspec.json.Decoder(Prompt)
-_ask = msgspec.json.Decoder(Ask)
+
+class _Kind(Generic[T]):
+    """Rows of one kind to records: all in one go, or one by one when any of them is damaged."""
+
+    def __init__(self, name: str, record: Any) -> None:
+        self._name = name
+        self.decode: Callable[[bytes], T] = msgspec.json.Decoder(record).decode
+        self._decode_all: Callable[[bytes], list[T]] = msgspec.json.Decoder(list[record]).decode
+
+    def decoded(self, rows: Sequence[tuple[Any, ...]]) -> list[T]:
+        """The records in the rows' last columns; a damaged one is reported and left out."""
+        try:
+            records = self._decode_all(b"[%b]" % b",".join([row[-1] for row in rows]))
+        except (msgspec.DecodeError, TypeError):
+            return self._one_by_one(rows)
+        # Two damaged rows can be one record between them.
+        return records if len(records) == len(rows) else self._one_by_one(rows)
+
+    def _one_by_one(self, rows: Sequence[tuple[Any, ...]]) -> list[T]:
+        records = []
+        for row in rows:
+            try:
+                records.append(self.decode(row[-1]))
+            except (msgspec.DecodeError, TypeError):
+                logger.exception("A damaged %s row was left out: %.80r", self._name, row)
+        return records
+
+
+_session: Final = _Kind[Session]("session", Session)
+_message: Final = _Kind[Message]("message", Message)
+_part: Final = _Kind[AnyPart]("part", AnyPart)
+_prompt: Final = _Kind[Prompt]("prompt", Prompt)
+_ask: Final = _Kind[Ask]("ask", Ask)
 
 _READERS: Final = 4
 _UNFINISHED: Final = """
@@ -176,8 +204,7 @@ class Reads:
         if archived is not None:
             where.append(f"archived_ms IS {'NOT ' if archived else ''}NULL")
         if internal is not None:
-            where.append("internal = ?")
-            values.append(internal)
+            where.append(f"internal = {int(internal)}")  # written out: a partial index knows it
         if order not in ("updated", "created"):
             raise InvalidInput(f"order is 'updated' or 'created', not {order!r}", field="order")
         sql = "SELECT data FROM session"
@@ -188,7 +215,7 @@ class Reads:
         values += [-1 if limit is None else limit, offset]
         with self.connection() as c:
             rows = c.execute(sql, values).fetchall()
-        return _decoded(_session.decode, rows, "session")
+        return _session.decoded(rows)
 
     def session_count(self) -> int:
         with self.connection() as c:
@@ -314,7 +341,7 @@ class Reads:
             rows = c.execute(
                 "SELECT data FROM inbox WHERE session_id = ? ORDER BY seq", (session_id,)
             ).fetchall()
-        return _decoded(_prompt.decode, rows, "prompt")
+        return _prompt.decoded(rows)
 
     def accepted_after(self, session_id: str, message_id: str) -> int:
         """The cursor before a prompt's first event; 0 when the journal does not know it."""
@@ -350,7 +377,7 @@ class Reads:
             values = (session_id,)
         with self.connection() as c:
             rows = c.execute(sql + " ORDER BY session_id, seq", values).fetchall()
-        return sorted(_decoded(_ask.decode, rows, "ask"), key=lambda ask: ask.created)
+        return sorted(_ask.decoded(rows), key=lambda ask: ask.created)
 
     # --- recovery ------------------------------------------------------------------------------
 
@@ -358,33 +385,25 @@ class Reads:
         """What recovery needs. Its cost depends on what is open, not on the history."""
         key = (session_id,)
         with self.connection() as c:
-            parts = _decoded(
-                _part.decode,
+            parts = _part.decoded(
                 c.execute(
                     "SELECT data FROM part WHERE session_id = ? AND open = 1 ORDER BY seq", key
-                ).fetchall(),
-                "part",
+                ).fetchall()
             )
-            messages = _decoded(
-                _message.decode,
+            messages = _message.decoded(
                 c.execute(
                     "SELECT data FROM message WHERE session_id = ? AND open = 1 ORDER BY seq", key
-                ).fetchall(),
-                "message",
+                ).fetchall()
             )
-            prompts = _decoded(
-                _prompt.decode,
+            prompts = _prompt.decoded(
                 c.execute(
                     "SELECT data FROM inbox WHERE session_id = ? AND open = 1 ORDER BY seq", key
-                ).fetchall(),
-                "prompt",
+                ).fetchall()
             )
-            asks = _decoded(
-                _ask.decode,
+            asks = _ask.decoded(
                 c.execute(
                     "SELECT data FROM ask WHERE session_id = ? AND open = 1 ORDER BY seq", key
-                ).fetchall(),
-                "ask",
+                ).fetchall()
             )
             if not (parts or messages or prompts or asks):
                 return Unfinished()
@@ -413,19 +432,14 @@ class Reads:
         sql = "SELECT type, session_id, cursor, seq, time_ms, data FROM journal WHERE cursor > ?"
         values: list[Any] = [after]
         if session_id is not None:
-            # The unary plus keeps the cursor out of the choice of index.
-            sql = sql.replace("cursor > ?", "+cursor > ?") + " AND session_id = ?"
+            sql += " AND session_id = ?"
             values.append(session_id)
         if upto is not None:
             sql += " AND cursor <= ?"
             values.append(upto)
-        order = "cursor" if session_id is None else "seq"
         with self.connection() as c:
-            rows = c.execute(f"{sql} ORDER BY {order} LIMIT ?", (*values, limit)).fetchall()
-        return [
-            Event(kind, session, cursor, seq, time_ms, decode_fact(kind, data))
-            for kind, session, cursor, seq, time_ms, data in rows
-        ]
+            rows = c.execute(f"{sql} ORDER BY cursor LIMIT ?", (*values, limit)).fetchall()
+        return [read_event(row) for row in rows]
 
     def cursors(self) -> tuple[int, int]:
         """The oldest and the newest cursor of the journal; (0, 0) when it is empty."""
@@ -458,16 +472,6 @@ class Reads:
 
 
 # --- rows to records ---------------------------------------------------------------------------
-
-
-def _decoded(decode: Callable[[bytes], T], rows: Sequence[tuple[Any, ...]], kind: str) -> list[T]:
-    records = []
-    for row in rows:
-        try:
-            records.append(decode(row[-1]))
-        except (msgspec.DecodeError, TypeError):
-            logger.exception("A damaged %s row was left out: %.80r", kind, row)
-    return records
 
 
 def _transcript(
@@ -506,13 +510,9 @@ def _with_parts(
             "JOIN part p ON p.session_id = ? AND p.message_id = m.value ORDER BY m.key, p.seq",
             (msgspec.json.encode([row[0] for row in rows]).decode(), session_id),
         )
-    for message_id, data in found:
-        parts[message_id] += _decoded(_part.decode, [(data,)], "part")
-    return [
-        (message, tuple(parts[row[0]]))
-        for row in rows
-        for message in _decoded(_message.decode, [row], "message")
-    ]
+    for part in _part.decoded(found.fetchall()):
+        parts.setdefault(part.message_id, []).append(part)
+    return [(message, tuple(parts.get(message.id, ()))) for message in _message.decoded(rows)]
 
 
 def _history_start(c: sqlite3.Connection, session_id: str) -> tuple[int, int]:
@@ -522,7 +522,7 @@ def _history_start(c: sqlite3.Connection, session_id: str) -> tuple[int, int]:
         "ORDER BY seq DESC LIMIT 20",
         (session_id,),
     ).fetchall()
-    for part in _decoded(_part.decode, rows, "part"):
+    for part in _part.decoded(rows):
         if not isinstance(part, CompactionPart) or part.state != "committed":
             continue
         for message_id in (part.tail_start_id, part.head_end_id, part.message_id):
@@ -558,7 +558,7 @@ def _user_message(c: sqlite3.Connection, session_id: str, message_id: str) -> Us
     rows = c.execute(
         "SELECT data FROM message WHERE session_id = ? AND id = ?", (session_id, message_id)
     ).fetchall()
-    for message in _decoded(_message.decode, rows, "message"):
+    for message in _message.decoded(rows):
         if isinstance(message, UserMessage):
             return message
     return None
@@ -577,7 +577,7 @@ def _all_parts(
             "SELECT data FROM part WHERE session_id = ? AND message_id = ? ORDER BY seq",
             (session_id, message.id),
         ).fetchall()
-        for part in _decoded(_part.decode, rows, "part"):
+        for part in _part.decoded(rows):
             seen.add(part.id)
             yield part
     for part in dangling:
@@ -599,7 +599,7 @@ def _later(
             "AND a.open = 0 WHERE m.session_id = ? AND m.id = ? ORDER BY a.turn DESC, a.seq DESC",
             (QUEUED, session_id, message.id),
         ).fetchall()
-        answers = _decoded(_message.decode, rows, "message")
+        answers = _message.decoded(rows)
         if any(isinstance(a, AssistantMessage) and not a.summary for a in answers):
             later.add(message.id)
     return frozenset(later)
@@ -617,7 +617,7 @@ def _summarised(
             "WHERE m.session_id = ? AND m.id = ?",
             (session_id, message.id),
         ).fetchall()
-        for answer in _decoded(_message.decode, rows, "message"):
+        for answer in _message.decoded(rows):
             if (
                 isinstance(answer, AssistantMessage)
                 and answer.summary

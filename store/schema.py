@@ -199,7 +199,12 @@ MODELS: Final = (
 
 _OPEN = SQL("open = 1")
 
-Session.add_index(Session.updated_ms, Session.id, name="session_updated")
+_LISTED = SQL("archived_ms IS NULL AND internal = 0")
+_DESCENDING = (Session.updated_ms.desc(), Session.id)
+Session.add_index(*_DESCENDING, name="session_listed", where=_LISTED)
+Session.add_index(*_DESCENDING, name="session_updated")
+Session.add_index(Session.created_ms.desc(), Session.id, name="session_created")
+Session.add_index(Session.directory, *_DESCENDING, name="session_directory")
 Session.add_index(Session.parent_id, name="session_parent", where=SQL("parent_id IS NOT NULL"))
 Claim.add_index(Claim.owner, name="claim_owner", where=SQL("owner IS NOT NULL"))
 Message.add_index(Message.session_id, Message.turn, Message.seq, name="message_order")
@@ -210,7 +215,8 @@ Part.add_index(Part.session_id, Part.seq, name="part_compaction", where=SQL("kin
 Inbox.add_index(Inbox.session_id, Inbox.seq, name="inbox_open", where=_OPEN)
 Ask.add_index(Ask.session_id, Ask.seq, name="ask_open", where=_OPEN)
 Ask.add_index(Ask.id, name="ask_id")
-Journal.add_index(Journal.session_id, Journal.seq, name="journal_session")
+Journal.add_index(Journal.session_id, Journal.cursor, name="journal_session")
+Journal.add_index(Journal.session_id, Journal.seq, name="journal_seq")
 Restart.add_index(
     Restart.session_id, name="restart_quarantined", where=SQL("quarantined_ms IS NOT NULL")
 )

@@ -43,7 +43,8 @@ STATEMENTS = (
         type TEXT NOT NULL,
         data BLOB NOT NULL
     )""",
-    """CREATE INDEX journal_session ON journal (session_id, seq)""",
+    """CREATE INDEX journal_session ON journal (session_id, cursor)""",
+    """CREATE INDEX journal_seq ON journal (session_id, seq)""",
     """
     CREATE TABLE message (
         session_id TEXT NOT NULL,
@@ -103,7 +104,12 @@ STATEMENTS = (
         internal INTEGER NOT NULL,
         data BLOB NOT NULL
     )""",
-    """CREATE INDEX session_updated ON session (updated_ms, id)""",
+    """
+    CREATE INDEX session_listed ON session (updated_ms DESC, id)
+        WHERE archived_ms IS NULL AND internal = 0""",
+    """CREATE INDEX session_updated ON session (updated_ms DESC, id)""",
+    """CREATE INDEX session_created ON session (created_ms DESC, id)""",
+    """CREATE INDEX session_directory ON session (directory, updated_ms DESC, id)""",
     """CREATE INDEX session_parent ON session (parent_id) WHERE parent_id IS NOT NULL""",
     """
     CREATE TABLE tombstone (

@@ -1,6 +1,7 @@
 """What handles give of an answer: its text as it comes, a transcript with its cursor."""
 
 import asyncio
+import sqlite3
 
 import pytest
 
@@ -89,3 +90,18 @@ def test_a_crash_on_request_is_told_to_who_asked_and_survived(opened):
     with pytest.raises(ActorCrashed):
         crash(session)
     assert session.prompt("go").result(timeout_s=10).text == "still here"
+
+
+def test_a_damaged_event_is_told_and_hides_nothing_behind_it(opened, path):
+    runtime = opened()
+    runtime.create_session()
+    runtime.create_session()
+    last = runtime.cursor
+    runtime.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE journal SET data = x'00' WHERE cursor = 1")
+    connection.close()
+    with opened().events(after=0) as events:
+        found = [events.next(timeout_s=10) for _ in range(last)]
+    assert [event.type for event in found] == ["events.damaged", "session.created"]
+    assert found[0].data.was == "session.created"
