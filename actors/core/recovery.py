@@ -29,7 +29,7 @@ Steps: TypeAlias = dict[str, Step]
 
 # What the last incarnation published is unknown: busy and idle are both news.
 _UNKNOWN: Final = Status(type="busy", message="recovering")
-_SET_ASIDE: Final = Failure(
+SET_ASIDE: Final = Failure(
     name="DeadLetter", data={"message": "Set aside: it keeps crashing its actor"}
 )
 # Not one of the names that say "a person cut this short": the new step says it again.
@@ -101,7 +101,7 @@ def _take_waiting(d: Draft, command: Recover) -> None:
         if entry.prompt.turn is not None:
             continue
         if entry.prompt.message_id == command.set_aside:
-            prompts.settle_waiting(d, entry, "failed", _SET_ASIDE.message)
+            prompts.settle_waiting(d, entry, "failed", SET_ASIDE.message)
         else:
             waiting.append(entry)
     prompts.enqueue(d, *waiting)
@@ -123,7 +123,7 @@ def _take_turns(d: Draft, command: Recover, steps: Steps) -> None:
         step = steps.pop(open_ids[-1]) if open_ids else None
         d.turn = Turn(entry=host, joined=tuple(joined), step=step)
         if any(entry.prompt.message_id == command.set_aside for entry in entries[number]):
-            turns.close_turn(d, command.reason, failure=_SET_ASIDE, outcome="failed")
+            turns.close_turn(d, command.reason, failure=SET_ASIDE, outcome="failed")
         elif number != max(entries):
             turns.close_turn(d, command.reason)
 

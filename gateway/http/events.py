@@ -1,0 +1,404 @@
+"""Events to clients: one subscription, each event encoded once, a bounded buffer per connection.
+
+A connection that falls behind is told so, with the cursor it may resume from, and dropped; no other
+connection and no session waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from understudy.actors.subscription import GAP, OVERFLOW
+from understudy.errors import InvalidInput
+from understudy.gateway.http.call import Call
+from understudy.gateway.http.places import place_of
+from understudy.gateway.http.wire import event_id
+from understudy.store.events import Event, PartDelta, PartUpdated
+from understudy.store.records import ReasoningPart, Span, TextPart
+
+if TYPE_CHECKING:
+    from understudy.gateway.http.gateway import Gateway
+
+logger = logging.getLogger("understudy.gateway")
+
+BUFFER_EVENTS: Final = 10_000
+BUFFER_BYTES: Final = 8 * 1024 * 1024
+HEARTBEAT_S: Final = 10.0
+STALLED_S: Final = 30.0
+"""How long a client may take nothing at all before its connection is cut."""
+FLUSH_S: Final = 0.5
+YOUNG_S: Final = 0.25
+"""How old a stream must be for its client to have begun reading it: ``opencode run`` opens one,
+prompts at once, and leaves with the answer, printing nothing if the answer was quicker."""
+_PAGE: Final = 500
+_SUBSCRIPTION: Final = 200_000
+_PARTS: Final = 10_000
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Item:
+    """An event, encoded at most once for ``/event`` and once for ``/global/event``."""
+
+    __slots__ = ("_global", "_payload", "cursor", "directory")
+
+    def __init__(self, cursor: int | None, directory: str, payload: bytes) -> None:
+        self.cursor = cursor
+        self.directory = directory
+        self._payload = payload
+        self._global: bytes | None = None
+
+    def local(self) -> bytes:
+        return self._framed(self._payload)
+
+    def everywhere(self) -> bytes:
+        if self._global is None:
+            head = _encode(
+                {"directory": self.directory, "project": place_of(self.directory).project_id}
+            )
+            self._global = self._framed(b'%s,"payload":%s}' % (head[:-1], self._payload))
+        return self._global
+
+    def _framed(self, data: bytes) -> bytes:
+        # Lines end with LF alone: the first JavaScript SDK splits events at two of them.
+        if self.cursor is None:
+            return b"data: %s\n\n" % data
+        return b"id: %d\ndata: %s\n\n" % (self.cursor, data)
+
+
+class Connection:
+    """One client's stream: what waits for it, and where it stands."""
+
+    def __init__(self, directory: str | None, cursor: int) -> None:
+        self.directory = directory
+        self.cursor = cursor
+        self.closed = False
+        self.opened_s = time.monotonic()
+        self._waiting: list[Item | asyncio.Future[None]] = []
+        self._bytes = 0
+        self._wake = asyncio.Event()
+
+    def wants(self, item: Item) -> bool:
+        return self.directory is None or item.directory == self.directory
+
+    def encoded(self, item: Item) -> bytes:
+        return item.everywhere() if self.directory is None else item.local()
+
+    def push(self, item: Item) -> None:
+        """Let an event wait for the client. Never blocks; too many end the connection."""
+        if self.closed:
+            return
+        self._bytes += len(self.encoded(item))
+        if len(self._waiting) >= BUFFER_EVENTS or self._bytes > BUFFER_BYTES:
+            self._overflow()
+        else:
+            self._waiting.append(item)
+        self._wake.set()
+
+    def _overflow(self) -> None:
+        dropped = len(self._waiting) + 1
+        self._release()
+        note = {"cursor": self.cursor, "dropped": dropped}
+        self._waiting = [control(OVERFLOW, note, self.directory or "")]
+        self.closed = True
+
+    def _release(self) -> None:
+        for each in self._waiting:
+            if isinstance(each, asyncio.Future) and not each.done():
+                each.set_result(None)
+        self._waiting = []
+        self._bytes = 0
+
+    def mark(self) -> asyncio.Future[None] | None:
+        """Settled when all that waits now has been handed to the network; None if nothing does."""
+        if self.closed or not self._waiting:
+            return None
+        mark: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(mark)
+        self._wake.set()
+        return mark
+
+    async def take(self) -> tuple[bytes, list[asyncio.Future[None]]] | None:
+        """What waits, with the marks to settle once it is sent; None at the end.
+
+        Both are empty when nothing came for a while.
+        """
+        if not self._waiting and not self.closed:
+            self._wake.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), HEARTBEAT_S)
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        if not waiting and self.closed:
+            return None
+        items = [each for each in waiting if isinstance(each, Item)]
+        for item in items:
+            self.cursor = item.cursor or self.cursor
+        marks = [each for each in waiting if isinstance(each, asyncio.Future)]
+        return b"".join(map(self.encoded, items)), marks
+
+    def close(self) -> None:
+        """End the stream after what waits."""
+        self.closed = True
+        self._wake.set()
+
+    def abandon(self) -> None:
+        """Nobody reads any more: whoever waits for the marks is let go."""
+        self.closed = True
+        self._release()
+
+
+def control(kind: str, properties: Any, directory: str) -> Item:
+    """An event of the connection itself, which no journal has."""
+    identity = event_id(None, 0, abs(hash((kind, str(properties)))))
+    return Item(None, directory, _encode({"id": identity, "type": kind, "properties": properties}))
+
+
+class Hub:
+    """Follows the runtime and fans out. Lives in the server's event loop."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.cursor = 0
+        self.connections: set[Connection] = set()
+        self.dropped = 0
+        self._count = 0
+        self._texts: OrderedDict[str, int] = OrderedDict()
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        subscription = self._gateway.runtime.events(buffer=_SUBSCRIPTION)
+        self.cursor = subscription.cursor
+        self._task = asyncio.create_task(self._follow(subscription), name="understudy-hub")
+
+    async def _follow(self, subscription: Any) -> None:
+        try:
+            async for event in subscription:
+                try:
+                    self._dispatch(event)
+                except Exception:
+                    logger.exception("Event %s could not be sent", event.type)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End every stream."""
+        for connection in list(self.connections):
+            connection.close()
+        for _, future in self._waiters:
+            if not future.done():
+                future.set_result(None)
+        self._waiters = []
+
+    async def stop(self) -> None:
+        self.close()
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    # --- out -----------------------------------------------------------------------------------
+
+    def _dispatch(self, event: Event) -> None:
+        if event.cursor is not None:
+            self.cursor = event.cursor
+        if self.connections:
+            trimmed = self._trimmed(event)
+            if trimmed is not None:
+                item = self.item(trimmed)
+                for connection in self.connections:
+                    if connection.wants(item):
+                        connection.push(item)
+        if self._waiters:
+            self._settle()
+
+    def item(self, event: Event) -> Item:
+        kind, properties = self._gateway.wire.event(event)
+        self._count += 1
+        identity = event_id(event.cursor, event.time_ms, self._count)
+        payload = _encode({"id": identity, "type": kind, "properties": properties})
+        directory = (
+            self._gateway.wire.directory_of(event.session_id)
+            if event.session_id
+            else self._gateway.directory
+        )
+        return Item(event.cursor, directory, payload)
+
+    def _trimmed(self, event: Event) -> Event | None:
+        """A delta without what was sent before: clients append, and we may be told a text again."""
+        fact = event.data
+        if type(fact) is PartDelta:
+            end = fact.offset + len(fact.delta)
+            seen = self._texts.get(fact.part_id, fact.offset)
+            if end <= seen and fact.delta:
+                return None
+            self._texts[fact.part_id] = end
+            if len(self._texts) > _PARTS:
+                self._texts.popitem(last=False)
+            if seen > fact.offset:
+                cut = msgspec.structs.replace(fact, delta=fact.delta[seen - fact.offset :])
+                cut = msgspec.structs.replace(cut, offset=seen)
+                return msgspec.structs.replace(event, data=cut)
+        elif type(fact) is PartUpdated and isinstance(fact.part, TextPart | ReasoningPart):
+            self._texts.pop(fact.part.id, None)
+            if isinstance(fact.part.time, Span) and fact.part.time.end is None:
+                self._texts[fact.part.id] = len(fact.part.text)
+        return event
+
+    async def flushed(self) -> None:
+        """Wait until everything published so far has left for every client, or a short while.
+
+        ``opencode run`` leaves when its prompt is answered, whatever it has not yet been shown.
+        """
+        deadline = asyncio.get_running_loop().time() + FLUSH_S
+        target = self._gateway.runtime.cursor
+        if self.cursor < target:
+            arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append((target, arrived))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(arrived, FLUSH_S)
+        marks = [mark for each in self.connections if (mark := each.mark()) is not None]
+        if marks:
+            left_s = max(0.0, deadline - asyncio.get_running_loop().time())
+            await asyncio.wait(marks, timeout=left_s)
+        youngest_s = max((each.opened_s for each in self.connections), default=0.0)
+        if (young_s := youngest_s + YOUNG_S - time.monotonic()) > 0:
+            await asyncio.sleep(young_s)
+
+    def _settle(self) -> None:
+        waiting = []
+        for target, future in self._waiters:
+            if target > self.cursor:
+                waiting.append((target, future))
+            elif not future.done():
+                future.set_result(None)
+        self._waiters = waiting
+
+
+class EventStream(Response):
+    """The answer to ``/event`` and ``/global/event``."""
+
+    def __init__(self, gateway: Gateway, directory: str | None, after: int | None) -> None:
+        super().__init__(media_type="text/event-stream")
+        self._gateway = gateway
+        self._directory = directory
+        self._after = after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [
+                    (b"content-type", b"text/event-stream"),
+                    (b"cache-control", b"no-cache, no-transform"),
+                    (b"x-accel-buffering", b"no"),
+                    (b"x-content-type-options", b"nosniff"),
+                ],
+            }
+        )
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
+        writing = asyncio.ensure_future(self._write(send))
+        listening = asyncio.ensure_future(_hung_up(receive))
+        try:
+            await asyncio.wait({writing, listening}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (writing, listening):
+                task.cancel()
+            await asyncio.gather(writing, listening, return_exceptions=True)
+
+    async def _write(self, send: Send) -> None:
+        hub = self._gateway.hub
+        connection = Connection(self._directory, hub.cursor if self._after is None else self._after)
+        try:
+            await self._send(send, connection.encoded(self._control("server.connected", {})))
+            if self._after is not None:
+                await self._replay(connection, send)
+            hub.connections.add(connection)
+            told = self._gateway.recap if self._after is None else self._gateway.open_texts
+            for item in await told(self._directory):
+                connection.push(item)
+            while (taken := await connection.take()) is not None:
+                chunk, marks = taken
+                beat = not chunk and not marks
+                if beat:
+                    chunk = connection.encoded(self._control("server.heartbeat", {}))
+                if chunk:
+                    await self._send(send, chunk)
+                for mark in marks:
+                    if not mark.done():
+                        mark.set_result(None)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except (TimeoutError, OSError):
+            hub.dropped += 1
+        finally:
+            hub.connections.discard(connection)
+            connection.abandon()
+
+    async def _replay(self, connection: Connection, send: Send) -> None:
+        """Send the journal from the cursor on; when this returns nothing lies in between."""
+        gateway, hub = self._gateway, self._gateway.hub
+        read = gateway.runtime.engine.store.read
+        oldest, newest = await gateway.runtime.engine.background(read.cursors).wait()
+        if connection.cursor < oldest - 1 or connection.cursor > newest:
+            note = {"after": connection.cursor, "oldest": oldest}
+            await self._send(send, connection.encoded(self._control(GAP, note)))
+            connection.cursor = min(connection.cursor, newest)
+        while connection.cursor < hub.cursor:
+            after, upto = connection.cursor, hub.cursor
+
+            def page(after: int = after, upto: int = upto) -> list[Event]:
+                return read.events(after=after, upto=upto, limit=_PAGE)
+
+            events = await gateway.runtime.engine.background(page).wait()
+            items = [item for item in map(hub.item, events) if connection.wants(item)]
+            if items:
+                await self._send(send, b"".join(map(connection.encoded, items)))
+            last = events[-1].cursor if len(events) == _PAGE else upto
+            connection.cursor = last or upto
+
+    async def _send(self, send: Send, chunk: bytes) -> None:
+        message = {"type": "http.response.body", "body": chunk, "more_body": True}
+        await asyncio.wait_for(send(message), STALLED_S)
+
+    def _control(self, kind: str, properties: Any) -> Item:
+        return control(kind, properties, self._directory or self._gateway.directory)
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+# --- endpoints ---------------------------------------------------------------------------------
+
+
+async def local_events(call: Call) -> Response:
+    """Events of one directory, as they happen. ``after``, or Last-Event-ID, resumes."""
+    return EventStream(call.gateway, call.directory, _after(call))
+
+
+async def global_events(call: Call) -> Response:
+    """Events of every directory, as they happen. ``after``, or Last-Event-ID, resumes."""
+    return EventStream(call.gateway, None, _after(call))
+
+
+def _after(call: Call) -> int | None:
+    after = call.number("after")
+    if after is not None:
+        return after
+    last = call.request.headers.get("last-event-id", "")
+    if last and not last.isdigit():
+        raise InvalidInput(f"Last-Event-ID is a cursor, not {last!r:.60}", field="Last-Event-ID")
+    return int(last) if last else None
