@@ -23,7 +23,14 @@ from understudy.actors.models.protocol import (
 )
 from understudy.actors.streams import Answer, Broken, ModelStream, failure_of
 from understudy.actors.tools.tool import storable, words_of
-from understudy.errors import InvalidInput, ModelError, ModelOverflow, StoreError, ToolError
+from understudy.errors import (
+    InvalidInput,
+    ModelError,
+    ModelOverflow,
+    SessionNotFound,
+    StoreError,
+    ToolError,
+)
 from understudy.store.records import Failure, TextPart, Tokens
 
 if TYPE_CHECKING:
@@ -58,7 +65,7 @@ class StepRun:
             )
             answer = await stream.call(request)
             report = self._finished(stream, request, answer)
-        except (Broken, ModelError, StoreError, InvalidInput) as error:
+        except (Broken, ModelError, StoreError, InvalidInput, SessionNotFound) as error:
             self._report(self._failed(stream, error))
         except Exception as error:
             logger.exception("A step of session %s failed", self._session_id)
@@ -207,7 +214,7 @@ class SummaryRun:
     async def run(self) -> None:
         try:
             report: StepFinished | StepFailed = await self._summarise()
-        except (Broken, ModelError, StoreError) as error:
+        except (Broken, ModelError, StoreError, SessionNotFound) as error:
             report = self._failed(failure_of(error.error if isinstance(error, Broken) else error))
         except Exception as error:
             logger.exception("A compaction of session %s failed", self._session_id)

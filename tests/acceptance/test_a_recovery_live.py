@@ -226,7 +226,7 @@ def _pull_the_plug(runtime: Runtime) -> None:
 # --- what is alive is left alone ---------------------------------------------------------------
 
 
-def test_a20_a_quiet_tool_is_not_failed_by_the_watchdog(path: Path, tools: Tools) -> None:
+def test_a20_and_f035_a_quiet_tool_is_not_failed_by_the_watchdog(path: Path, tools: Tools) -> None:
     with Runtime(path, model=obedient(), tools=tools.all(), handler_limit_s=0.001) as runtime:
         session = runtime.create_session()
         turn = session.prompt("call block {}")
@@ -328,7 +328,7 @@ def test_a25_crashes_in_a_row_recover_and_the_queue_is_answered(path: Path) -> N
 # --- prompts around a start --------------------------------------------------------------------
 
 
-def test_a23_a_prompt_sent_during_start_up_is_answered_once(path: Path) -> None:
+def test_a23_and_f032_a_prompt_sent_during_start_up_is_answered_once(path: Path) -> None:
     tools = Tools()
     first = Runtime(path, model=obedient(), tools=tools.all()).start()
     session_id = first.create_session().id

@@ -115,7 +115,7 @@ def test_a19_a_crash_during_recovery_is_repaired_by_the_next_start(tmp_path: Pat
 # --- two alive on one file ---------------------------------------------------------------------
 
 
-def test_a21_a_second_runtime_leaves_the_live_work_of_the_first_alone(path: Path) -> None:
+def test_a21_and_f034_a_second_runtime_leaves_the_live_work_of_the_first_alone(path: Path) -> None:
     with Child() as child:
         child.do(opened(path))
         session_id = busy_session(child)
@@ -200,7 +200,9 @@ def test_a21_two_survivors_recover_what_was_left_once(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a21_a_frozen_process_is_replaced_and_cannot_write_when_it_wakes(path: Path) -> None:
+def test_a21_and_f101_a_frozen_process_is_replaced_and_cannot_write_when_it_wakes(
+    path: Path,
+) -> None:
     """SIGSTOP past the lease, takeover, SIGCONT: fenced, told so, and at work elsewhere."""
     with Child() as child:
         child.do(opened(path, lease_s=LEASE_S))
@@ -257,7 +259,7 @@ def test_a21_a_frozen_process_hears_what_became_of_its_turn_when_it_wakes_alone(
         assert child.do("heard") == ["TurnAborted"]
 
 
-def test_a21_a_frozen_process_whose_work_nobody_took_goes_on(path: Path) -> None:
+def test_a21_and_f103_a_frozen_process_whose_work_nobody_took_goes_on(path: Path) -> None:
     with Child() as child:
         child.do(opened(path))
         busy_session(child)

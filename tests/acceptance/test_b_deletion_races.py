@@ -60,7 +60,7 @@ def outcome(call: Any) -> Any:
 # --- against a running turn --------------------------------------------------------------------
 
 
-def test_b13_nothing_a_running_turn_does_late_brings_the_session_back(
+def test_b13_and_f071_nothing_a_running_turn_does_late_brings_the_session_back(
     path: Path, tools: Tools
 ) -> None:
     """The tool is deaf to cancellation, and returns when its session is long gone."""
@@ -324,7 +324,9 @@ def test_b17_killed_in_a_burst_of_deletes_each_session_is_whole_or_gone(
 # --- the same name again -----------------------------------------------------------------------
 
 
-def test_b19_a_session_made_again_is_empty_and_has_a_higher_epoch(path: Path, tools: Tools) -> None:
+def test_b19_and_f068_a_session_made_again_is_empty_and_has_a_higher_epoch(
+    path: Path, tools: Tools
+) -> None:
     with Runtime(
         path, model=obedient(), tools=tools.all(), permissions={"guarded": "ask"}
     ) as runtime:
