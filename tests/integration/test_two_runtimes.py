@@ -1,0 +1,127 @@
+"""Two runtimes on one file: each session has one owner, and everybody sees everything."""
+
+import pytest
+from fold import Fold, stored
+
+from understudy import ScriptedModel, errors
+from understudy.actors.models.scripted import Gate, Say, Wait, echo
+
+
+def test_a_session_belongs_to_one_runtime_and_its_error_names_it(opened):
+    one, two = opened(), opened()
+    mine = one.create_session(title="mine")
+    seen = two.session(mine.id)
+    assert seen.title == "mine"
+    for call in (
+        lambda: seen.prompt("x"),
+        seen.abort,
+        lambda: seen.update(title="theirs"),
+        seen.delete,
+        seen.compact,
+    ):
+        with pytest.raises(errors.SessionClaimed) as caught:
+            call()
+        assert (caught.value.owner, caught.value.session_id) == (one.id, mine.id)
+    assert mine.prompt("mine").result(timeout_s=10).text == "mine"
+    assert [message.text for message in seen.messages()] == ["mine", "mine"]
+    assert seen.fork().prompt("a copy is mine").result(timeout_s=10).text == "a copy is mine"
+
+
+def test_live_work_of_another_runtime_is_not_recovered(opened):
+    gate = Gate()
+    one = opened(ScriptedModel([[Wait(gate), Say("done")]]))
+    session = one.create_session()
+    turn = session.prompt("go")
+    gate.wait_reached()
+    two = opened()
+    two.engine.upkeep._orphans()
+    assert two.session(session.id).status().type == "busy"
+    assert list(two.recovered) == []
+    gate.open()
+    assert turn.result(timeout_s=10).text == "done"
+
+
+def test_a_session_is_taken_over_when_its_runtime_closed(opened, crew):
+    one, two = opened(), opened()
+    session = one.create_session()
+    session.prompt("first").result(timeout_s=10)
+    one.close()
+    theirs = two.session(session.id)
+    assert theirs.prompt("second").result(timeout_s=10).text == "second"
+    assert len(theirs.messages()) == 4
+
+
+def test_what_a_closed_runtime_left_waiting_is_done_by_the_other(opened):
+    gate = Gate()
+    one = opened(ScriptedModel([[Wait(gate), Say("never")]]))
+    session = one.create_session()
+    turns = [session.prompt(f"{n}") for n in range(3)]
+    gate.wait_reached()
+    two = opened(echo())
+    one.close()
+    two.engine.upkeep._orphans()
+    theirs = two.session(session.id)
+    with pytest.raises(errors.TurnAborted):
+        theirs.turn(turns[0].message_id).result(timeout_s=10)
+    assert theirs.turn(turns[1].message_id).result(timeout_s=10).text == "1"
+    assert theirs.turn(turns[2].message_id).result(timeout_s=10).text == "2"
+
+
+def test_racing_for_a_free_session_has_one_winner(opened, crew):
+    first = opened()
+    ids = [first.create_session().id for _ in range(10)]
+    first.close()
+    one, two = opened(), opened()
+    for session_id in ids:
+        outcomes = (
+            crew()
+            .call(lambda s=session_id: one.session(s).prompt("one").result(timeout_s=10).text)
+            .call(lambda s=session_id: two.session(s).prompt("two").result(timeout_s=10).text)
+            .start()
+            .outcomes()
+        )
+        won = [each for each in outcomes if isinstance(each, str)]
+        lost = [each for each in outcomes if isinstance(each, errors.SessionClaimed)]
+        assert (len(won), len(lost)) == (1, 1), outcomes
+        assert len(one.session(session_id).messages()) == 2
+
+
+def test_both_see_the_events_of_both_in_the_same_order(opened, path, crew):
+    one, two = opened(), opened()
+    streams = [runtime.events(after=0) for runtime in (one, two)]
+    sessions = [one.create_session(), two.create_session()]
+
+    def work(session):
+        for number in range(10):
+            session.prompt(f"{number}").result(timeout_s=10)
+        session.wait_idle(timeout_s=10)
+
+    calls = crew()
+    for session in sessions:
+        calls.call(work, session)
+    assert calls.start().outcomes() == [None, None]
+    tables, cursor = stored(path)
+    orders = []
+    for stream in streams:
+        fold, order = Fold(), []
+        while fold.cursor < cursor:
+            event = stream.next(timeout_s=5)
+            assert event is not None
+            fold.take(event)
+            if event.cursor is not None:
+                order.append((event.cursor, event.session_id, event.type))
+        assert fold.tables() == tables
+        orders.append(order)
+        stream.close()
+    assert orders[0] == orders[1]
+    assert [cursor for cursor, _, _ in orders[0]] == list(range(1, cursor + 1))
+
+
+def test_a_session_deleted_by_one_is_gone_for_the_other(opened):
+    one, two = opened(), opened()
+    session = one.create_session()
+    seen = two.session(session.id)
+    session.delete()
+    for call in (seen.refresh, lambda: seen.prompt("x"), seen.delete):
+        with pytest.raises(errors.SessionNotFound):
+            call()
