@@ -25,6 +25,7 @@ from understudy.actors.streams import Answer, Broken, ModelStream, failure_of
 from understudy.actors.tools.tool import storable, words_of
 from understudy.errors import (
     InvalidInput,
+    MessageNotFound,
     ModelError,
     ModelOverflow,
     SessionNotFound,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("understudy.turns")
 
+_GONE: Final = (SessionNotFound, MessageNotFound)  # what happens when it is deleted meanwhile
 SUMMARISE: Final = "Summarise the conversation above. Answer with the summary only."
 
 
@@ -65,7 +67,7 @@ class StepRun:
             )
             answer = await stream.call(request)
             report = self._finished(stream, request, answer)
-        except (Broken, ModelError, StoreError, InvalidInput, SessionNotFound) as error:
+        except (Broken, ModelError, StoreError, InvalidInput, *_GONE) as error:
             self._report(self._failed(stream, error))
         except Exception as error:
             logger.exception("A step of session %s failed", self._session_id)
@@ -101,6 +103,13 @@ class StepRun:
         executor, rules, prompt = self._executor, self._executor.rules, self._effect.prompt
         info = executor.info(self._session_id)
         history = executor.store.read.history(self._session_id)
+        if not any(message.id == self._effect.message_id for message, _ in reversed(history)):
+            # Deleted since: nobody wants an answer, least of all from a model that costs.
+            raise MessageNotFound(
+                f"No message {self._effect.message_id} in session {self._session_id}",
+                session_id=self._session_id,
+                message_id=self._effect.message_id,
+            )
         turns = contexts.context(
             history,
             revert=info.revert,
@@ -214,7 +223,7 @@ class SummaryRun:
     async def run(self) -> None:
         try:
             report: StepFinished | StepFailed = await self._summarise()
-        except (Broken, ModelError, StoreError, SessionNotFound) as error:
+        except (Broken, ModelError, StoreError, *_GONE) as error:
             report = self._failed(failure_of(error.error if isinstance(error, Broken) else error))
         except Exception as error:
             logger.exception("A compaction of session %s failed", self._session_id)
