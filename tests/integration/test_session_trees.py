@@ -22,7 +22,7 @@ def hang() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _release():
+def _release(opened):
     HANGING.clear()
     yield
     HANGING.set()

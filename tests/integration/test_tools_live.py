@@ -297,7 +297,7 @@ HANGS = {"thread": hang, "coroutine": hang_async, "blocked loop": block}
 
 
 @pytest.fixture(autouse=True)
-def _release():
+def _release(opened):
     HANGING.clear()
     yield
     HANGING.set()
