@@ -6,12 +6,14 @@ dispatcher, executor, registry and supervisor, and wires them together.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -25,7 +27,7 @@ from understudy.actors.executor import Executor
 from understudy.actors.handles import TranscriptMessage, in_event_loop
 from understudy.actors.hooks import HookCall, Hooks
 from understudy.actors.outcomes import Outcomes
-from understudy.actors.pending import Pending
+from understudy.actors.pending import Pending, settled
 from understudy.actors.platform import Platform
 from understudy.actors.pool import Mailbox
 from understudy.actors.publisher import Publisher
@@ -140,6 +142,7 @@ class Engine:
             retention=config.retention,
         )
         self._tracker: SessionTracker | None = None
+        self._forgetting: dict[str, Pending[Any]] = {}
         self._background = self.platform.calls("understudy-calls", 4)
         self._lock = threading.Lock()
         self._state: Literal["new", "open", "closing", "closed"] = "new"
@@ -167,13 +170,14 @@ class Engine:
 
     def _recover_all(self) -> None:
         """Recover every session that has anything unfinished and no live owner."""
-        for session_id, pending in self.recover_orphans():
-            try:
-                pending.get(timeout=self.config.command_timeout_s)
-            except SessionClaimed:
-                continue  # somebody took it in the meantime: theirs to recover
-            except UnderstudyError as error:
-                logger.error("Session %s could not be recovered: %s", session_id, error)  # noqa: TRY400
+        with _rare_collections():
+            for session_id, pending in self.recover_orphans():
+                try:
+                    pending.get(timeout=self.config.command_timeout_s)
+                except SessionClaimed:
+                    continue  # somebody took it in the meantime: theirs to recover
+                except UnderstudyError as error:
+                    logger.error("Session %s could not be recovered: %s", session_id, error)  # noqa: TRY400
 
     def recover_orphans(self) -> list[tuple[str, Pending[Any]]]:
         """Wake every unfinished session that no live runtime owns and that is not live here."""
@@ -287,7 +291,9 @@ class Engine:
     def delete(self, session_id: str, pending: Pending[Any], *, missing_ok: bool) -> None:
         def answered(error: BaseException | None, ids: Any) -> None:
             if error is None:
-                pending.set(len(ids))
+                # Gone means all of it: whoever makes it again must not find, or lose, a bypass.
+                forgotten = self._forgetting.pop(session_id, None) or settled(None)
+                forgotten.then(lambda _: pending.set(len(ids)))
             elif isinstance(error, SessionNotFound) and missing_ok:
                 pending.set(0)
             else:
@@ -570,15 +576,13 @@ class Engine:
         self.registry.ended(session_id, mailbox, error)
 
     def sessions_deleted(self, infos: Sequence[SessionRecord]) -> None:
+        """Drop what is kept of deleted sessions, children first, their root last."""
+        self._forget_tracked(infos)
         for info in infos:
             session_id = info.id
             self.executor.cancel(session_id, "delete")
             self.executor.forget(session_id)
             self.supervisor.forget(session_id)
-            if not info.internal:
-                # An internal session keeps its bypass until that expires: its late hooks
-                # must not run.
-                self._forget_tracked(session_id)
             self.registry.quarantined.pop(session_id, None)
             self.registry.remove(
                 session_id,
@@ -586,10 +590,17 @@ class Engine:
             )
             self._fire("session_end", info)
 
-    def _forget_tracked(self, session_id: str) -> None:
-        """Drop a session's claim and bypass, off the writer's thread."""
-        if self.tracker.knows(session_id):
-            self.in_background(lambda: self.tracker.forget(session_id), Pending())
+    def _forget_tracked(self, infos: Sequence[SessionRecord]) -> None:
+        """Drop claims and bypasses, off the writer's thread; the delete's answer waits for it.
+
+        An internal session keeps its bypass until that expires: its late hooks must not run.
+        """
+        tracker = self.tracker
+        known = [each.id for each in infos if not each.internal and tracker.knows(each.id)]
+        if known:
+            forgotten: Pending[Any] = Pending()
+            self._forgetting[infos[-1].id] = forgotten
+            self.in_background(lambda: [tracker.forget(each) for each in known], forgotten)
 
     def session_recovered(
         self, session_id: str, reason: Reason, facts: tuple[AnyFact, ...]
@@ -619,6 +630,19 @@ class Engine:
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         self.executor.call_later(delay_s, callback)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Collect garbage less often: of thousands of new actors none is, and looking takes a third."""
+    often, *others = gc.get_threshold()
+    if often:  # the app may have turned it off
+        gc.set_threshold(max(often, 20_000), *others)
+    try:
+        yield
+    finally:
+        if often:
+            gc.set_threshold(often, *others)
 
 
 def _settle(pending: Pending[T], work: Callable[[], T]) -> None:
