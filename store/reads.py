@@ -10,14 +10,16 @@ import logging
 import os
 import queue
 import sqlite3
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
+import peewee
 
-from understudy.errors import InvalidInput, RuntimeClosed, StoreUnreadable
-from understudy.store.database import Durability, check_existing, connect, translated
+from understudy.errors import InvalidInput, RuntimeClosed, StoreError, StoreUnreadable
+from understudy.store.database import Durability, check_existing, connect, translate
 from understudy.store.events import Event, read_event
 from understudy.store.records import (
     AnyPart,
@@ -83,6 +85,13 @@ _UNFINISHED: Final = """
     UNION SELECT session_id FROM inbox WHERE open = 1
     UNION SELECT session_id FROM ask WHERE open = 1
 """
+_OPEN: Final = """
+    SELECT 'message', seq, data FROM message WHERE session_id = ?1 AND open = 1
+    UNION ALL SELECT 'part', seq, data FROM part WHERE session_id = ?1 AND open = 1
+    UNION ALL SELECT 'inbox', seq, data FROM inbox WHERE session_id = ?1 AND open = 1
+    UNION ALL SELECT 'ask', seq, data FROM ask WHERE session_id = ?1 AND open = 1
+    ORDER BY seq
+"""
 
 
 class Unfinished(msgspec.Struct, frozen=True):
@@ -105,6 +114,40 @@ def open_readonly(path: str | os.PathLike[str]) -> Reads:
     return Reads(check_existing(path), readonly=True)
 
 
+class _Reader:
+    """One snapshot for all statements of a block.
+
+    A delete that commits in between must not leave a message without its parts. A class, because a
+    generator takes several times as long and this is around every read.
+    """
+
+    __slots__ = ("_connection", "_database", "_reads")
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._database = self._reads.take()
+        try:
+            connection: sqlite3.Connection = self._database.connection()
+            connection.execute("BEGIN")
+        except BaseException as error:
+            self._reads.give_back(self._database)
+            if (ours := self._reads.translated(error)) is not None:
+                raise ours from error
+            raise
+        self._connection = connection
+        return connection
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            self._connection.rollback()
+        finally:
+            self._reads.give_back(self._database)
+        if (ours := self._reads.translated(error)) is not None:
+            raise ours from error
+
+
 class Reads:
     """Every query of the store. Safe from any thread.
 
@@ -117,50 +160,48 @@ class Reads:
         self._path = path
         self._durability: Durability = durability
         self._readonly = readonly
-        self._idle: queue.LifoQueue[SqliteDatabase] = queue.LifoQueue()
+        self._idle: deque[SqliteDatabase] = deque()
         self._slots: queue.SimpleQueue[bool] = queue.SimpleQueue()
         for _ in range(_READERS):
             self._slots.put(True)
         self._closed = False
 
-    @contextmanager
-    def connection(self) -> Iterator[sqlite3.Connection]:
+    def connection(self) -> AbstractContextManager[sqlite3.Connection]:
         """A reader of its own for a moment; a read transaction never outlives the block."""
+        return _Reader(self)
+
+    def take(self) -> SqliteDatabase:
+        """For ``_Reader``: an idle connection, or a new one."""
         self._slots.get()
         try:
             if self._closed:
                 raise RuntimeClosed("The store is closed")
-            try:
-                database = self._idle.get_nowait()
-            except queue.Empty:
-                database = connect(
-                    self._path,
-                    durability=self._durability,
-                    reader=True,
-                    readonly=self._readonly,
-                )
-            try:
-                with translated(self._path):
-                    connection = database.connection()
-                    # One snapshot for all statements of the block: a delete that commits in
-                    # between must not leave a message without its parts.
-                    connection.execute("BEGIN")
-                    try:
-                        yield connection
-                    finally:
-                        connection.rollback()
-            finally:
-                self._idle.put(database)
-        finally:
+            with suppress(IndexError):
+                return self._idle.pop()
+            return connect(
+                self._path, durability=self._durability, reader=True, readonly=self._readonly
+            )
+        except BaseException:
             self._slots.put(True)
+            raise
+
+    def give_back(self, database: SqliteDatabase) -> None:
+        self._idle.append(database)
+        self._slots.put(True)
+
+    def translated(self, error: BaseException | None) -> StoreError | None:
+        """The error of ours for one of the database's."""
+        if isinstance(error, sqlite3.Error | peewee.PeeweeException | OSError):
+            return translate(error, self._path)
+        return None
 
     def close(self) -> None:
         """Close every reader; one in use is waited for."""
         for _ in range(_READERS):
             self._slots.get()
         self._closed = True
-        while not self._idle.empty():
-            self._idle.get_nowait().close()
+        while self._idle:
+            self._idle.pop().close()
         for _ in range(_READERS):
             self._slots.put(True)
 
@@ -246,6 +287,16 @@ class Reads:
         """Every runtime that has the store open: id, host, pid, lease end in milliseconds."""
         with self.connection() as c:
             return c.execute("SELECT id, host, pid, until_ms FROM runtime").fetchall()
+
+    def claims(self, session_ids: Sequence[str]) -> dict[str, tuple[str | None, int]]:
+        """Who claims each of these sessions, and at which epoch."""
+        with self.connection() as c:
+            rows = c.execute(
+                "SELECT c.session_id, c.owner, c.epoch FROM json_each(?) j "
+                "JOIN claim c ON c.session_id = j.value",
+                (msgspec.json.encode(session_ids).decode(),),
+            ).fetchall()
+        return {session_id: (owner, epoch) for session_id, owner, epoch in rows}
 
     def owner(self, session_id: str) -> str | None:
         with self.connection() as c:
@@ -383,30 +434,16 @@ class Reads:
 
     def unfinished(self, session_id: str) -> Unfinished:
         """What recovery needs. Its cost depends on what is open, not on the history."""
-        key = (session_id,)
         with self.connection() as c:
-            parts = _part.decoded(
-                c.execute(
-                    "SELECT data FROM part WHERE session_id = ? AND open = 1 ORDER BY seq", key
-                ).fetchall()
-            )
-            messages = _message.decoded(
-                c.execute(
-                    "SELECT data FROM message WHERE session_id = ? AND open = 1 ORDER BY seq", key
-                ).fetchall()
-            )
-            prompts = _prompt.decoded(
-                c.execute(
-                    "SELECT data FROM inbox WHERE session_id = ? AND open = 1 ORDER BY seq", key
-                ).fetchall()
-            )
-            asks = _ask.decoded(
-                c.execute(
-                    "SELECT data FROM ask WHERE session_id = ? AND open = 1 ORDER BY seq", key
-                ).fetchall()
-            )
-            if not (parts or messages or prompts or asks):
+            rows: dict[str, list[tuple[str, int, bytes]]] = defaultdict(list)
+            for row in c.execute(_OPEN, (session_id,)):
+                rows[row[0]].append(row)
+            if not rows:
                 return Unfinished()
+            parts = _part.decoded(rows["part"])
+            messages = _message.decoded(rows["message"])
+            prompts = _prompt.decoded(rows["inbox"])
+            asks = _ask.decoded(rows["ask"])
             open_messages = tuple(m for m in messages if isinstance(m, AssistantMessage))
             return Unfinished(
                 prompts=tuple(_with_messages(c, prompts)),

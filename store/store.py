@@ -119,9 +119,15 @@ class Store:
         """
         self._submit(Job(done, change=change, applied=applied))
 
-    def submit(self, work: Callable[[Transaction], tuple[Any, list[Event]]], done: Done) -> None:
-        """Run other work inside the next transaction; it fails alone."""
-        self._submit(Job(done, work=work))
+    def submit(
+        self,
+        work: Callable[[Transaction], tuple[Any, list[Event]]],
+        done: Done,
+        *,
+        clean: bool = False,
+    ) -> None:
+        """Run other work inside the next transaction; it fails alone. ``clean``: see ``Job``."""
+        self._submit(Job(done, work=work, clean=clean))
 
     def run(self, work: Callable[[Transaction], T], *, timeout_s: float = 30.0) -> T:
         """``submit`` and wait. Not for the writer's own thread."""
@@ -163,6 +169,7 @@ class Store:
                 time_ms=self._wall_ms(),
             ),
             done,
+            clean=True,
         )
 
     def acquire(self, session_id: str, done: Done) -> None:
@@ -177,7 +184,7 @@ class Store:
             )
             return (claimed, claims.restart_record(tx, session_id)), []
 
-        self.submit(work, done)
+        self.submit(work, done, clean=True)
 
     def release(self, held: Sequence[tuple[str, int]]) -> None:
         """Let go of sessions by ``(session_id, epoch)``."""

@@ -41,11 +41,12 @@ FaultHook: TypeAlias = Callable[[str], None]
 class Job:
     """One thing to commit. ``done(result, events, error)`` is called afterwards, exactly once.
 
-    ``change`` is the fast path; ``work`` is any other write, run inside a savepoint. ``applied()``
-    is called when it is committed and before anybody hears of it.
+    ``change`` is the fast path; ``work`` is any other write, run inside a savepoint. ``clean``
+    work needs none: it refuses before it has written anything, and reads no rows that a change
+    may have collected. ``applied()`` is called when it is committed and before anybody hears of it.
     """
 
-    __slots__ = ("applied", "change", "done", "events", "result", "work")
+    __slots__ = ("applied", "change", "clean", "done", "events", "result", "work")
 
     def __init__(
         self,
@@ -53,8 +54,11 @@ class Job:
         change: Change | None = None,
         work: Work | None = None,
         applied: Callable[[], None] | None = None,
+        *,
+        clean: bool = False,
     ) -> None:
         self.done = done
+        self.clean = clean
         self.change = change
         self.work = work
         self.applied = applied
@@ -66,6 +70,9 @@ class Job:
             self.events = tx.add(self.change)
             return
         assert self.work is not None, "a job has a change or work"
+        if self.clean:
+            self.result, self.events = self.work(tx)
+            return
         tx.flush()
         tx.connection.execute("SAVEPOINT job")
         cursor = tx.cursor

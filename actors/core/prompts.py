@@ -104,8 +104,9 @@ def _owned(d: Draft, part: TextPart | FilePart, message_id: str) -> TextPart | F
 
 def enqueue(d: Draft, *entries: Entry) -> None:
     """Let prompts wait: those that interrupt before the others, each kind in order."""
-    queue = (*d.queue, *entries)
-    d.queue = tuple(sorted(queue, key=lambda entry: entry.prompt.when_busy != "interrupt"))
+    d.queue = (*d.queue, *entries)
+    if any(entry.prompt.when_busy == "interrupt" for entry in entries):
+        d.queue = tuple(sorted(d.queue, key=lambda entry: entry.prompt.when_busy != "interrupt"))
 
 
 def start_turn(d: Draft) -> None:

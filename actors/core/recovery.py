@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 from understudy.actors.core import asks, calls, compaction, open_parts, prompts, turns
 from understudy.actors.core.commands import Reason, Recover
 from understudy.actors.core.draft import Draft, replace
+from understudy.actors.core.effects import Cancel
 from understudy.actors.core.state import Compaction, Entry, Step, Turn
 from understudy.store.events import ActorRestarted
 from understudy.store.records import (
@@ -65,6 +66,8 @@ def recover(d: Draft, command: Recover) -> None:
     _go_on(d)
     if d.status is _UNKNOWN:
         d.status = BUSY  # it waits for a person, as it did before
+    # Whoever ended the last incarnation has cancelled what it ran; a dead process runs nothing.
+    d.effects = [effect for effect in d.effects if type(effect) is not Cancel]
 
 
 def _close_orphan(d: Draft, step: Step, reason: Reason) -> None:
