@@ -12,7 +12,7 @@ from typing import Any
 
 from pykka._envelope import Envelope
 
-from understudy.actors.core.commands import Command, Reason
+from understudy.actors.core.commands import Reason
 from understudy.actors.core.state import State
 from understudy.actors.pending import Pending
 from understudy.actors.pool import Dispatcher, Mailbox
@@ -54,9 +54,7 @@ class Registry:
         self._deliver(session_id, Request(command, reply), activate=True)
         return reply
 
-    def tell_live(
-        self, session_id: str, command: Command, done: Pending[Any] | None = None
-    ) -> None:
+    def tell_live(self, session_id: str, command: Any, done: Pending[Any] | None = None) -> None:
         """Send what an executor learned; nobody is there any more: dropped."""
         self._deliver(session_id, Request(command, done, again=True), activate=False)
 

@@ -11,6 +11,7 @@ import msgspec
 from understudy.actors import given
 from understudy.actors.core.commands import (
     Abort,
+    EditTranscript,
     RequestCompaction,
     RevertTo,
     Unrevert,
@@ -21,6 +22,7 @@ from understudy.actors.hooks import inside_hook
 from understudy.actors.pending import Pending
 from understudy.actors.session_actor import Crash
 from understudy.actors.turn import Compaction, Turn
+from understudy.errors import InvalidInput
 from understudy.store.ids import check_id
 from understudy.store.records import (
     Ask,
@@ -201,6 +203,21 @@ class Session(Handle):
     def revert(self, message_id: str) -> Session:
         """Hide ``message_id`` and all after it. The next prompt removes them for good."""
         return self._command(self, RevertTo(message_id=check_id("message_id", message_id)))
+
+    def edit(self, message_id: str, *, part_id: str | None = None, text: str | None = None) -> Done:
+        """Take a message out of the transcript, or one of its parts, or rewrite a part's ``text``.
+
+        The value is the part as it is now. For idle sessions: raises ``SessionBusy`` otherwise;
+        ``MessageNotFound``, and ``InvalidInput`` for a part that has no text.
+        """
+        if text is not None and part_id is None:
+            raise InvalidInput("a text belongs to a part: name it", field="part_id")
+        command = EditTranscript(
+            message_id=check_id("message_id", message_id),
+            part_id=None if part_id is None else check_id("part_id", part_id),
+            text=None if text is None else given.text("text", text),
+        )
+        return self._command(Done(), command)
 
     def unrevert(self) -> Session:
         """Show again what ``revert`` hid."""

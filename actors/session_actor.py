@@ -85,6 +85,10 @@ class Wake(msgspec.Struct, frozen=True):
     """Be alive: answered once the session has recovered."""
 
 
+class Prove(msgspec.Struct, frozen=True):
+    """Prove that the claim still holds. An actor that lost it finds out, and ends."""
+
+
 class Crash(msgspec.Struct, frozen=True):
     """Die at once, as if a handler had failed. For chaos and tests."""
 
@@ -241,6 +245,9 @@ class SessionActor(PooledActor):
         if type(command) is Delete:
             self._delete(request)
             return
+        if type(command) is Prove:
+            self._batch = self._batch or _Batch(state)  # even an empty change is fenced
+            return
         if type(command) is Wake:
             if request.reply is not None:
                 request.reply.set(None)
@@ -281,7 +288,7 @@ class SessionActor(PooledActor):
             return reverted or command.message_id in self._batch.accepted
         if type(command) is commands.RequestCompaction:
             return reverted
-        return type(command) in (commands.RevertTo, commands.Reply)
+        return type(command) in (commands.RevertTo, commands.EditTranscript, commands.Reply)
 
     def _enriched(self, state: State, command: Any) -> Command:
         """Add what only rows know: whether an id was used, what a revert hides."""
@@ -302,6 +309,9 @@ class SessionActor(PooledActor):
         elif type(command) is commands.RevertTo:
             hidden = read.positions(self.session_id, command.message_id)
             changed = replace(command, found=hidden is not None, hidden=hidden or ())
+        elif type(command) is commands.EditTranscript:
+            pair = read.message(self.session_id, command.message_id)
+            changed = replace(command, found=pair is not None, parts=pair[1] if pair else ())
         elif type(command) is commands.Reply and command.ask_id not in state.asks:
             changed = replace(command, known=read.ask(self.session_id, command.ask_id))
         result: Command = changed

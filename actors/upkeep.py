@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from understudy.actors.core.commands import ExecutionLost
 from understudy.actors.core.state import State
-from understudy.actors.session_actor import SessionActor
+from understudy.actors.session_actor import Prove, SessionActor
 from understudy.errors import InternalError, UnderstudyError
 from understudy.store.records import ToolPart, ToolRunning
 
@@ -86,6 +86,21 @@ class Upkeep:
         # A process that was frozen may have been replaced, by one that is gone again: whoever
         # waits here for a turn of theirs is told by what they wrote.
         self._engine.store.renew_lease(self._engine.publisher.poll)
+        self._lost_claims()
+
+    def _lost_claims(self) -> None:
+        """Sessions that were taken over while this process was frozen: end what works for them."""
+        busy = {
+            actor.session_id: actor.epoch
+            for actor in self._engine.registry.actors()
+            if actor.state is not None and not actor.idle
+        }
+        if not busy:
+            return
+        held = self._engine.store.read.claims(list(busy))
+        for session_id, epoch in busy.items():
+            if held.get(session_id) != (self._engine.id, epoch):
+                self._engine.registry.tell_live(session_id, Prove())
 
     def _passivate(self) -> None:
         if self._engine.restart.restart == "permanent":

@@ -97,6 +97,19 @@ class RevertTo(msgspec.Struct, frozen=True, kw_only=True):
     hidden: tuple[str, ...] = ()
 
 
+class EditTranscript(msgspec.Struct, frozen=True, kw_only=True):
+    """Take a message out, or one of its parts, or give a text part another ``text``.
+
+    ``found`` says whether the message exists; ``parts`` are its parts.
+    """
+
+    message_id: str
+    part_id: str | None = None
+    text: str | None = None
+    found: bool = False
+    parts: tuple[AnyPart, ...] = ()
+
+
 class Unrevert(msgspec.Struct, frozen=True):
     """Show again what a revert hides, as long as no prompt has removed it."""
 
@@ -245,6 +258,7 @@ Command: TypeAlias = (
     | RequestCompaction
     | UpdateSession
     | RevertTo
+    | EditTranscript
     | Unrevert
     | Reply
     | Recover

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from understudy.actors.core import asks, calls, commands, compaction, prompts, recovery, turns
+from understudy.actors.core import (
+    asks,
+    calls,
+    commands,
+    compaction,
+    editing,
+    prompts,
+    recovery,
+    turns,
+)
 from understudy.actors.core.commands import Command
 from understudy.actors.core.draft import Decision, Draft
 from understudy.actors.core.state import Moment, Rules, State
@@ -16,6 +25,7 @@ _HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
     commands.RequestCompaction: compaction.request_command,
     commands.UpdateSession: prompts.update,
     commands.RevertTo: prompts.revert,
+    commands.EditTranscript: editing.edit,
     commands.Unrevert: lambda d, _: prompts.unrevert(d),
     commands.Reply: asks.reply,
     commands.Recover: recovery.recover,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from understudy import Runtime
+from understudy.actors.models.scripted import echo
 
 sys.path.insert(0, str(Path(__file__).parent))  # for fold.py
 
@@ -249,3 +250,21 @@ def crew():
 @pytest.fixture
 def eventually():
     return wait_until
+
+
+@pytest.fixture
+def served(path, tmp_path):
+    """``served(*models, **options)``: a server of the gateway, stopped at the end."""
+    from serving import Served
+
+    servers = []
+
+    def serve(*models, at=path, directory=None, **options):
+        home = tmp_path / "work" if directory is None else directory
+        home.mkdir(exist_ok=True)
+        servers.append(Served(at, home, *(models or (echo(),)), **options))
+        return servers[-1]
+
+    yield serve
+    for server in reversed(servers):
+        server.stop()

@@ -1,10 +1,12 @@
 """Two runtimes on one file: each session has one owner, and everybody sees everything."""
 
+import threading
+
 import pytest
 from fold import Fold, stored
 
-from understudy import ScriptedModel, errors
-from understudy.actors.models.scripted import Gate, Say, Wait, echo
+from understudy import ScriptedModel, ToolContext, errors
+from understudy.testing import Call, Gate, Say, SystemClock, VirtualClock, Wait, echo
 
 
 def test_a_session_belongs_to_one_runtime_and_its_error_names_it(opened):
@@ -125,3 +127,26 @@ def test_a_session_deleted_by_one_is_gone_for_the_other(opened):
     for call in (seen.refresh, lambda: seen.prompt("x"), seen.delete):
         with pytest.raises(errors.SessionNotFound):
             call()
+
+
+def test_a_turn_taken_over_while_its_runtime_was_frozen_is_ended_there(opened, eventually):
+    started, ended = threading.Event(), threading.Event()
+
+    def quiet(ctx: ToolContext) -> str:
+        """Say nothing until cancelled."""
+        started.set()
+        ctx.on_cancel(ended.set)
+        ended.wait(10)
+        return "late"
+
+    frozen = opened(ScriptedModel([Call("quiet"), "ok"]), tools=[quiet])
+    frozen.engine.upkeep.stop()  # as SIGSTOP would
+    frozen.create_session().prompt("go")
+    assert started.wait(10)
+    later = VirtualClock(wall_ms=SystemClock().wall_ms() + 60_000)
+    other = opened(tools=[quiet], clock=later)
+    assert len(other.recovered) == 1
+    other.close()
+    frozen.engine.upkeep.tick()
+    assert ended.wait(10)
+    eventually(lambda: not frozen.statuses())
