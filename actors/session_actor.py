@@ -440,6 +440,8 @@ class SessionActor(PooledActor):
         if info is None:
             raise SessionNotFound(f"No session {self.session_id}", session_id=self.session_id)
         found = around.store.read.unfinished(self.session_id)
+        if found.damaged:
+            around.store.give_up_damaged(self.session_id)
         record = message.record
         culprit = None
         if record is not None:

@@ -12,5 +12,6 @@ claims      who may write a session: create, acquire, delete, crash counts
 lease       whether a runtime that holds claims is alive
 reads       every query
 journal     retention
+damage      rows that cannot be read
 store       the door to all of it
 """

@@ -95,7 +95,10 @@ _OPEN: Final = """
 
 
 class Unfinished(msgspec.Struct, frozen=True):
-    """What a session has open, each in order of creation; see ``commands.Loaded``."""
+    """What a session has open, each in order of creation; see ``commands.Loaded``.
+
+    ``damaged``: some of it cannot be read.
+    """
 
     prompts: tuple[tuple[Prompt, UserMessage], ...] = ()
     messages: tuple[AssistantMessage, ...] = ()
@@ -104,6 +107,7 @@ class Unfinished(msgspec.Struct, frozen=True):
     asks: tuple[Ask, ...] = ()
     later: frozenset[str] = frozenset()
     summarised: dict[str, str] = {}
+    damaged: bool = False
 
 
 def open_readonly(path: str | os.PathLike[str]) -> Reads:
@@ -445,7 +449,9 @@ class Reads:
             prompts = _prompt.decoded(rows["inbox"])
             asks = _ask.decoded(rows["ask"])
             open_messages = tuple(m for m in messages if isinstance(m, AssistantMessage))
+            read = len(parts) + len(messages) + len(prompts) + len(asks)
             return Unfinished(
+                damaged=read < sum(map(len, rows.values())),
                 prompts=tuple(_with_messages(c, prompts)),
                 messages=open_messages,
                 parts=tuple(_all_parts(c, session_id, open_messages, parts)),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from understudy.errors import CommandTimeout, StoreError
-from understudy.store import claims, journal
+from understudy.store import claims, damage, journal
 from understudy.store.changes import Change, Transaction
 from understudy.store.database import Durability, check_path, prepare, translated
 from understudy.store.events import AnyFact, Event
@@ -250,6 +250,14 @@ class Store:
             ),
             done,
         )
+
+    def give_up_damaged(self, session_id: str) -> None:
+        """Keep unreadable rows from holding a session up; see ``damage``."""
+
+        def work(tx: Transaction) -> tuple[int, list[Event]]:
+            return damage.give_up_damaged(tx, session_id), []
+
+        self.submit(work, _ignore)
 
     # --- upkeep --------------------------------------------------------------------------------
 

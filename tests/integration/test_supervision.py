@@ -624,3 +624,25 @@ def test_the_limits_of_a_turn_hold_in_time(opened):
         session.prompt("go").result(timeout_s=10)
     assert caught.value.name == "TurnTimeoutError"
     assert session.prompt("next").result(timeout_s=10).text == "said next"
+
+
+@pytest.mark.parametrize("table", ["part", "message"])
+def test_an_unfinished_row_that_cannot_be_read_holds_nothing_up(opened, path, table):
+    runtime = opened("scripted")
+    session = runtime.create_session()
+    session.prompt("hello").result(timeout_s=10)
+    runtime.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            f"UPDATE {table} SET open = 1, data = x'7b' "
+            f"WHERE rowid = (SELECT max(rowid) FROM {table})"
+        )
+    connection.close()
+    again = opened("scripted")
+    found = again.session(session.id)
+    found.wait_idle(timeout_s=10)
+    assert found.prompt("and again").result(timeout_s=10).text == "and again"
+    again.close()
+    last = opened("scripted")
+    assert last.live_sessions() == 0, "nothing is left to recover"
+    assert last.session(session.id).status().type == "idle"
