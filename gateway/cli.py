@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _serve(commands)
     _looking(commands)
     _doctor(commands)
+    _chaos(commands)
     return parser
 
 
@@ -179,6 +180,29 @@ def _run_doctor(args: argparse.Namespace) -> int:
     from understudy.gateway.doctor import doctor
 
     return doctor(args)
+
+
+def _chaos(commands: Any) -> None:
+    parser = commands.add_parser("chaos", help="provoke failures on purpose")
+    kinds = parser.add_subparsers(metavar="KIND", required=True)
+    soak = kinds.add_parser(
+        "soak",
+        help="steady load with crashes: does anything grow?",
+        description="Runs turns in a temporary database with a scripted model, crashes actors and "
+        "aborts turns on the way, and measures memory, descriptors, threads, the log and the "
+        "journal. Exit code 1 when something still grows at the end.",
+    )
+    soak.add_argument("--minutes", type=float, default=10.0, metavar="N", help="(%(default)s)")
+    soak.add_argument("--seed", type=int, default=1, metavar="S", help="(%(default)s)")
+    soak.add_argument("--plot", metavar="FILE", help="draw what was measured, as SVG")
+    soak.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    soak.set_defaults(command=_run_soak)
+
+
+def _run_soak(args: argparse.Namespace) -> int:
+    from understudy.gateway.soak import soak
+
+    return soak(args)
 
 
 def _add_database(parser: argparse.ArgumentParser) -> None:
