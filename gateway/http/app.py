@@ -18,6 +18,7 @@ from understudy.gateway.http import (
     catalog,
     events,
     openapi,
+    parts,
     prompts,
     sessions,
     supervision,
@@ -81,6 +82,9 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("POST", f"{SESSION}/shell", prompts.shell, prompts.NewShell),
     Endpoint("GET", f"{SESSION}/message", prompts.messages),
     Endpoint("GET", MESSAGE, prompts.message),
+    Endpoint("DELETE", MESSAGE, parts.delete_message),
+    Endpoint("PATCH", PART, parts.update_part, parts.ChangedPart),
+    Endpoint("DELETE", PART, parts.delete_part),
     # permissions and questions
     Endpoint("GET", "/permission", asks.permissions),
     Endpoint("POST", "/permission/{requestID}/reply", asks.reply, asks.PermissionReply),

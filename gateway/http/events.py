@@ -83,6 +83,7 @@ class Connection:
         self.cursor = cursor
         self.closed = False
         self.opened_s = time.monotonic()
+        self.lagging = False
         self._waiting: list[Item | asyncio.Future[None]] = []
         self._bytes = 0
         self._wake = asyncio.Event()
@@ -266,10 +267,16 @@ class Hub:
             self._waiters.append((target, arrived))
             with suppress(TimeoutError):
                 await asyncio.wait_for(arrived, FLUSH_S)
-        marks = [mark for each in self.connections if (mark := each.mark()) is not None]
+        marks = {
+            mark: each
+            for each in self.connections
+            if not each.lagging and (mark := each.mark()) is not None
+        }
         if marks:
             left_s = max(0.0, deadline - asyncio.get_running_loop().time())
-            await asyncio.wait(marks, timeout=left_s)
+            _, late = await asyncio.wait(marks, timeout=left_s)
+            for mark in late:
+                marks[mark].lagging = True  # who reads slowly is waited for once
         youngest_s = max((each.opened_s for each in self.connections), default=0.0)
         if (young_s := youngest_s + YOUNG_S - time.monotonic()) > 0:
             await asyncio.sleep(young_s)
@@ -336,6 +343,7 @@ class EventStream(Response):
                     chunk = connection.encoded(self._control("server.heartbeat", {}))
                 if chunk:
                     await self._send(send, chunk)
+                connection.lagging = False
                 for mark in marks:
                     if not mark.done():
                         mark.set_result(None)

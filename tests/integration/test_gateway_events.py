@@ -1,0 +1,235 @@
+"""Events over HTTP: framed as clients need, resumable, bounded, each encoded once."""
+
+import socket
+import time
+
+import msgspec
+import pytest
+from serving import Stream, say
+
+from understudy.actors.models.acts import Gate, Say, Wait
+from understudy.actors.models.scripted import ScriptedModel
+from understudy.gateway.http import events
+
+
+def make(client, **query):
+    return f"/session/{client.post('/session', params=query).json()['id']}"
+
+
+def raw(server, path, headers=""):
+    """A connection that speaks for itself."""
+    host, port = server.url.removeprefix("http://").split(":")
+    sock = socket.create_connection((host, int(port)), timeout=10)
+    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n".encode())
+    return sock
+
+
+def test_a_stream_is_framed_for_the_oldest_client(served):
+    server = served()
+    sock = raw(server, "/event")
+    data = b""
+    while b"server.connected" not in data:
+        data += sock.recv(65536)
+    client = server.client()
+    client.post(f"{make(client)}/message", json=say("hi"))
+    while b"session.idle" not in data:
+        data += sock.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert b"text/event-stream" in head
+    # Chunks have lines of their own; the events' lines end with LF alone.
+    lines = [line for line in body.split(b"\n") if line.startswith((b"data: ", b"id: "))]
+    assert lines
+    assert not any(line.endswith(b"\r") for line in lines)
+    sock.close()
+
+
+def test_a_turn_is_told_in_order_and_idle_last_and_once(served):
+    client = served(ScriptedModel([[Say("a long enough answer", chunks=4)]])).client()
+    session = make(client)
+    stream = Stream(client)
+    stream.until("server.connected")
+    client.post(f"{session}/message", json=say("hi"))
+    client.post("/session", json={"title": "after"})
+    stream.until("session.created")
+    types = [kind for kind in stream.types() if not kind.startswith("prompt.")]
+    assert types[:4] == [
+        "server.connected",
+        "message.updated",
+        "message.part.updated",
+        "session.status",
+    ]
+    assert types[-2:] == ["session.idle", "session.created"]
+    assert types.count("session.idle") == 1
+    identities = [event["id"] for event in stream.seen]
+    assert len(set(identities)) == len(identities)
+    stream.close()
+
+
+def test_an_answer_is_told_before_its_prompt_is_answered(served):
+    client = served().client()
+    stream = Stream(client)
+    stream.until("server.connected")
+    session = make(client)
+    client.post(f"{session}/message", json=say("hi"))
+    deadline = time.monotonic() + 0.2
+    kinds = []
+    while "session.idle" not in kinds:
+        kinds.append(stream.next(timeout_s=max(0.01, deadline - time.monotonic()))["type"])
+    stream.close()
+
+
+@pytest.mark.parametrize("how", ["after", "header"])
+def test_a_stream_resumes_without_a_gap_or_a_double(served, how):
+    server = served()
+    client = server.client()
+    whole = Stream(client)
+    whole.until("server.connected")
+    first = Stream(client)
+    first.until("server.connected")
+    session = make(client)
+    client.post(f"{session}/message", json=say("one"))
+    first.until("session.idle")
+    first.close()
+    cursor = first.ids[-1]
+    client.post(f"{session}/message", json=say("two"))
+    again = (
+        Stream(client, f"/event?after={cursor}")
+        if how == "after"
+        else Stream(client, headers={"Last-Event-ID": str(cursor)})
+    )
+    again.until("server.connected")
+    client.post(f"{session}/message", json=say("three"))
+    client.post("/session", json={"title": "the end"})
+
+    def is_end(event):
+        return event["properties"].get("info", {}).get("title") == "the end"
+
+    again.until(is_end)
+    whole.until(is_end)
+    assert first.ids + again.ids == whole.ids
+    assert whole.ids == list(range(1, whole.ids[-1] + 1))
+    told = {event["id"]: event for event in whole.seen}
+    assert all(told[event["id"]] == event for event in again.seen if event["id"] in told)
+    whole.close()
+    again.close()
+
+
+def test_a_cursor_nobody_gave_out_is_told_as_a_gap(served):
+    client = served().client()
+    stream = Stream(client, "/event?after=999999")
+    assert stream.until("events.gap")["properties"]["after"] == 999999
+    make(client)
+    stream.until("session.created")
+    stream.close()
+    assert client.get("/event?after=-1").status_code == 400
+    assert client.get("/event", headers={"Last-Event-ID": "x"}).status_code == 400
+
+
+def test_a_text_joined_in_its_middle_is_told_as_it_stands(served):
+    gate, rest = Gate(), Gate()
+    answer = [Say("first half ", chunks=2), Wait(gate), Say("second half", chunks=2), Wait(rest)]
+    server = served(ScriptedModel([answer]))
+    client = server.client()
+    session = make(client)
+    client.post(f"{session}/prompt_async", json=say("go"))
+    gate.wait_reached()
+    stream = Stream(client, "/event?after=0")
+    told = stream.until(
+        lambda e: (
+            e["type"] == "message.part.updated"
+            and e["properties"]["part"].get("text") == "first half "
+        )
+    )
+    part = told["properties"]["part"]["id"]
+    gate.open()
+    rest.wait_reached()
+    text = "first half "
+    while text != "first half second half":
+        event = stream.until("message.part.delta")["properties"]
+        if event["partID"] == part and event["offset"] >= len("first half "):
+            text += event["delta"]
+        assert "first half second half".startswith(text)
+    rest.open()
+    stream.until("session.idle")
+    stream.close()
+
+
+def test_a_stream_is_of_one_directory_and_the_global_one_of_all(served, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    client = served().client()
+    here, there = Stream(client), Stream(client, "/event", params={"directory": str(other)})
+    everywhere = Stream(client, "/global/event")
+    for stream in (here, there):
+        stream.until("server.connected")
+    everywhere.until(lambda event: event["payload"]["type"] == "server.connected")
+    make(client)
+    make(client, directory=str(other))
+    created = [
+        everywhere.until(lambda event: event["payload"]["type"] == "session.created")
+        for _ in range(2)
+    ]
+    assert [event["directory"] for event in created] == [str(tmp_path / "work"), str(other)]
+    assert here.until("session.created") == created[0]["payload"]
+    assert there.until("session.created") == created[1]["payload"]
+    for stream in (here, there, everywhere):
+        stream.close()
+
+
+def test_a_slow_client_is_told_and_dropped_and_nobody_waits_for_it(served, monkeypatch):
+    monkeypatch.setattr(events, "BUFFER_BYTES", 1_000_000)
+    server = served(ScriptedModel(lambda _: Say("x" * 400_000, chunks=20)))
+    client = server.client()
+    slow = raw(server, "/event")
+    data = b""
+    while b"server.connected" not in data:
+        data += slow.recv(1024)
+    quick = Stream(client)
+    quick.until("server.connected")
+    for _ in range(40):
+        client.post(f"{make(client)}/message", json=say("go"))
+        quick.until("session.idle")
+    slow.settimeout(10)
+    while piece := slow.recv(1 << 20):
+        data += piece
+        if data.endswith(b"0\r\n\r\n"):
+            break
+    [told] = [line for line in data.split(b"\n") if b'"events.overflow"' in line]
+    properties = msgspec.json.decode(told.removeprefix(b"data: "))["properties"]
+    cursors = [int(line[4:]) for line in data.split(b"\n") if line.startswith(b"id: ")]
+    assert properties["cursor"] == cursors[-1]
+    assert properties["dropped"] > 0
+    resumed = Stream(client, f"/event?after={properties['cursor']}")
+    resumed.until("session.idle")
+    assert resumed.ids[0] == cursors[-1] + 1
+    for stream in (quick, resumed):
+        stream.close()
+    slow.close()
+
+
+def test_an_event_is_encoded_once_for_all_connections(served, monkeypatch):
+    server = served()
+    client = server.client()
+    encoded = []
+    whole = events.Hub.item
+    monkeypatch.setattr(
+        events.Hub, "item", lambda self, event: encoded.append(event) or whole(self, event)
+    )
+    streams = [Stream(client) for _ in range(20)]
+    for stream in streams:
+        stream.until("server.connected")
+    make(client)
+    for stream in streams:
+        stream.until("session.created")
+    assert len(encoded) == 1
+    for stream in streams:
+        stream.close()
+
+
+def test_streams_end_when_the_server_does(served):
+    server = served()
+    stream = Stream(server.client())
+    stream.until("server.connected")
+    server.stop()
+    stream.rest()
+    assert stream.types() == ["server.connected"]
