@@ -1,0 +1,162 @@
+"""Actors: what an idle one costs, how fast they start, how fast they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import stage
+from benchmarks.measure import Figure, Run, figure, interleaved, rate, row, rss_bytes, versus
+from benchmarks.peers import StockActor
+from understudy import Runtime
+from understudy.actors.core.state import State
+from understudy.actors.session_actor import Wake
+from understudy.store.records import Session, SessionTime
+
+
+@row("idle")
+def idle(run: Run) -> Iterator[Figure]:
+    """The slope of memory over sessions that are live and idle, and over passivated ones."""
+    count, warm = run.size(100_000, 10_000), run.size(20_000, 4_000)
+    with stage.runtime(run.path(), model=stage.InstantModel()) as runtime:
+        _create(runtime, warm)
+        gc.collect()
+        rss, blocks = rss_bytes(), sys.getallocatedblocks()
+        _create(runtime, count)
+        gc.collect()
+        each = (rss_bytes() - rss) / count
+        yield figure(
+            f"idle live session actor, over {count:,}",
+            each / 1000,
+            "kB",
+            "at most",
+            4.0,
+            "session record, state, actor, mailbox: the growth of RSS",
+        )
+        runtime.engine.registry.passivate(0.0)
+        gc.collect()
+        left = max(0, sys.getallocatedblocks() - blocks) / count
+        yield figure(
+            f"blocks of memory that each of {count:,} passivated sessions keeps",
+            left,
+            "blocks",
+            "at most",
+            0.1,
+            "counted by the interpreter; 0.1 is noise",
+        )
+
+
+def _create(runtime: Runtime, count: int) -> None:
+    async def create() -> None:
+        await stage.in_flight(512, (runtime.create_session for _ in range(count)))  # type: ignore[arg-type, return-value]
+
+    asyncio.run(create())
+
+
+@row("start")
+def start(run: Run) -> Iterator[Figure]:
+    """Actors brought to life, each answering once, against a thread each."""
+    mine, theirs = run.size(20_000, 5_000), run.size(2_000, 500)
+    with stage.runtime(run.path(), model=stage.InstantModel()) as runtime:
+        numbers = iter(range(100_000_000))
+
+        def ours() -> float:
+            ids = [f"ses_{next(numbers)}" for _ in range(mine)]
+            figure = rate(mine, lambda: _born(runtime, ids))
+            for session_id in ids:
+                runtime.engine.registry.ended(
+                    session_id, runtime.engine.registry._live[session_id], None
+                )
+            return figure
+
+        def stock() -> float:
+            refs: list[Any] = []
+            figure = rate(theirs, lambda: refs.extend(StockActor.start() for _ in range(theirs)))
+            for ref in refs:
+                ref.stop(block=False)
+            return figure
+
+        medians = interleaved(run.rounds, {"ours": ours, "stock": stock})
+    yield versus(
+        "start of session actors",
+        medians["ours"],
+        "/s",
+        "pykka ThreadingActor",
+        medians["stock"],
+        10.0,
+    )
+
+
+def _born(runtime: Runtime, ids: Sequence[str]) -> None:
+    for session_id in ids:
+        info = Session(id=session_id, title="", time=SessionTime(created=0, updated=0))
+        runtime.engine.registry.born(session_id, State(info=info, seq=0), 1)
+
+
+@row("ask")
+def ask(run: Run) -> Iterator[Figure]:
+    """A question to an actor and its answer: to one of 10,000 each, and to one alone."""
+    many = run.size(10_000, 2_000)
+    with stage.runtime(run.path(), model=stage.InstantModel()) as runtime:
+        ids = [f"ses_{n}" for n in range(many)]
+        _born(runtime, ids)
+        refs = [StockActor.start() for _ in range(many)]
+        wake = Wake()
+
+        def ours() -> float:
+            send = runtime.engine.registry.send
+            return rate(many, lambda: [send(each, wake).get(timeout=10) for each in ids])
+
+        def stock() -> float:
+            return rate(many, lambda: [ref.ask(wake, timeout=10) for ref in refs])
+
+        medians = interleaved(run.rounds, {"ours": ours, "stock": stock})
+        yield versus(
+            f"ask over {many:,} actors",
+            medians["ours"],
+            "/s",
+            "pykka ThreadingActor",
+            medians["stock"],
+            5.0,
+        )
+        for cores in (None, 1):
+            yield from _ask_one(run, runtime, ids[0], cores)
+
+
+def _ask_one(run: Run, runtime: Runtime, session_id: str, cores: int | None) -> Iterator[Figure]:
+    count = run.size(20_000, 5_000)
+    ref, wake = StockActor.start(), Wake()
+    before = os.sched_getaffinity(0)
+    _pin(sorted(before)[: cores or len(before)])
+
+    def ours() -> float:
+        send = runtime.engine.registry.send
+        return rate(count, lambda: [send(session_id, wake).get(timeout=10) for _ in range(count)])
+
+    def stock() -> float:
+        return rate(count, lambda: [ref.ask(wake, timeout=10) for _ in range(count)])
+
+    medians = interleaved(run.rounds, {"ours": ours, "stock": stock})
+    _pin(sorted(before))
+    yield versus(
+        f"ask to one actor, {'on one core' if cores else f'on {len(before)} cores'}",
+        medians["ours"],
+        "/s",
+        "pykka ThreadingActor",
+        medians["stock"],
+        0.8,
+    )
+
+
+def _pin(cores: Sequence[int]) -> None:
+    """Keep every thread of this process on these cores."""
+    for thread in Path("/proc/self/task").iterdir():
+        try:
+            os.sched_setaffinity(int(thread.name), cores)
+        except ProcessLookupError:
+            continue

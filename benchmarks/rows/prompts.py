@@ -1,0 +1,79 @@
+"""Prompts accepted: durable at FULL, with everything that belongs to one in place."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from functools import partial
+
+from benchmarks import stage
+from benchmarks.measure import Figure, Run, figure, interleaved, row, versus
+from benchmarks.peers import agents_items, missing, raw_group_commit, stock_prompts
+from understudy import Runtime, Session
+
+
+@row("prompts")
+def prompts(run: Run) -> Iterator[Figure]:
+    """Message, part, inbox row and events of each prompt, with 512 callers waiting for theirs."""
+    count, sessions = run.size(16_384, 4_096), 512
+    stock_count = run.size(3_000, 600)
+    with stage.runtime(run.path(), model=stage.HeldModel()) as runtime:
+        medians = interleaved(
+            run.rounds,
+            {
+                "ours": lambda: _accept(runtime, sessions, count),
+                "stock": lambda: stock_prompts(
+                    run.path(), actors=64, prompts=stock_count, window=512
+                ),
+                "raw": lambda: raw_group_commit(run.path(), prompts=count * 4),
+            },
+        )
+    ours = medians["ours"]
+    yield figure("prompts accepted, 512 in flight", ours, "/s", "at least", 8_000)
+    yield versus(
+        "prompts accepted, 512 in flight",
+        ours,
+        "/s",
+        "stock pykka + peewee autocommit, one row",
+        medians["stock"],
+        10.0,
+    )
+    yield Figure(
+        what="… over the floor: sqlite3, one row each, groups of 512",
+        value=ours,
+        unit="/s",
+        against="sqlite3 executemany",
+        base=medians["raw"],
+        ratio=ours / medians["raw"],
+        note="a prompt is 6 rows here",
+    )
+    why = missing("agents")
+    if why is None:
+        items = agents_items(run.path(), run.size(4_000, 1_000))
+        yield Figure(
+            what="items kept by the OpenAI Agents SDK session",
+            value=items,
+            unit="/s",
+            note="for scale: a prompt and an answer in one call, one caller",
+        )
+    else:
+        yield Figure(what="OpenAI Agents SDK session", note=f"skipped: {why}")
+
+
+def _accept(runtime: Runtime, sessions: int, count: int) -> float:
+    """Prompts per second to sessions that are busy already: they are accepted, and wait."""
+
+    async def accept() -> float:
+        handles = [await runtime.create_session() for _ in range(sessions)]
+        await stage.in_flight(sessions, (partial(_prompt, handle) for handle in handles))
+        jobs = (partial(_prompt, handles[number % sessions]) for number in range(count))
+        start = time.perf_counter()
+        await stage.in_flight(512, jobs)
+        return count / (time.perf_counter() - start)
+
+    return asyncio.run(accept())
+
+
+async def _prompt(session: Session) -> None:
+    await session.prompt("What is 1 + 2?")
