@@ -18,6 +18,7 @@ from understudy.actors.turn import Turn
 from understudy.errors import (
     InvalidInput,
     MessageNotFound,
+    RuntimeClosed,
     ToolError,
     TurnAborted,
     TurnError,
@@ -238,7 +239,10 @@ async def _answered(call: Call, turn: Turn) -> Any:
             return reads.message(session_id, accepted.reply_id)
         return None
 
-    pair = await call.gateway.read(last)
+    try:
+        pair = await call.gateway.read(last)
+    except RuntimeClosed:
+        raise error or RuntimeClosed("The server is ending") from None
     if pair is None:
         if error is not None:
             raise error
