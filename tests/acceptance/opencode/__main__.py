@@ -1,0 +1,32 @@
+"""Drive OpenCode's own clients against a server: ``python -m tests.acceptance.opencode``.
+
+Installs them with npm into a folder of its own unless UNDERSTUDY_OPENCODE_CLIENTS names one.
+``python -m tests.acceptance.opencode install FOLDER`` does only that.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import clients  # noqa: E402 - beside this file
+
+
+def main(arguments):
+    if arguments[:1] == ["install"]:
+        clients.install(Path(arguments[1]))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        if clients.VARIABLE not in os.environ:
+            clients.install(Path(folder))
+            os.environ[clients.VARIABLE] = folder
+        return pytest.main(["-v", "--import-mode=importlib", str(HERE), *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
