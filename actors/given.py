@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 import mimetypes
+import os
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ import msgspec
 
 from understudy.actors.core.commands import SubmitPrompt
 from understudy.actors.hooks import inside_hook
+from understudy.actors.models.protocol import Model
 from understudy.actors.subscription import ALWAYS_TOLD
 from understudy.errors import InvalidInput, MessageNotFound
 from understudy.store.events import FACTS
@@ -26,6 +28,7 @@ Permissions: TypeAlias = Mapping[str, str | Mapping[str, str]] | Sequence[Permis
 """Rules by permission: ``{"bash": "ask", "edit": {"*": "allow", "*.env": "deny"}}``."""
 
 R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=msgspec.Struct)
 
 _EVENTS: Final = frozenset({*FACTS, *ALWAYS_TOLD})
 
@@ -60,6 +63,52 @@ def record(field: str, value: R) -> R:
         raise InvalidInput(f"{field} cannot be stored: {error}", field=field) from error
 
 
+def settings(field: str, value: S | None, default: S) -> S:
+    """A group of options, each of its type, and no number below zero."""
+    if value is None:
+        return default
+    kind = type(default)
+    if not isinstance(value, kind):
+        wanted, got = kind.__name__, type(value).__name__
+        raise InvalidInput(f"{field} is a {wanted}, not {got}", field=field)
+    options = msgspec.structs.asdict(value)
+    try:
+        msgspec.convert(options, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"{field}: {error}", field=field) from error
+    for name, option in options.items():
+        if isinstance(option, int | float) and not option >= 0:
+            raise InvalidInput(f"{field}: {name} is 0 or more, not {option!r}", field=field)
+    return value
+
+
+def choice(field: str, value: object, choices: object) -> Any:
+    """One of a ``Literal``'s values."""
+    if not isinstance(value, str) or value not in get_args(choices):
+        possible = ", ".join(get_args(choices))
+        raise InvalidInput(f"{field} is one of {possible}, not {value!r}", field=field)
+    return value
+
+
+def models(field: str, value: object) -> tuple[Model, ...]:
+    """Models: made already, and with everything that a runtime needs of one."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidInput(f"{field} is a list of models", field=field)
+    made = tuple(value)
+    for each in made:
+        if isinstance(each, type):
+            name = each.__name__
+            raise InvalidInput(f"{field}: pass a model, {name}(…), not its class", field=field)
+        if not isinstance(each, Model):
+            got = repr(each) if isinstance(each, str) else type(each).__name__
+            raise InvalidInput(
+                f"{field}: {got} is no model: it needs provider_id, model_id, context_limit, "
+                "output_limit and stream()",
+                field=field,
+            )
+    return made
+
+
 def event_types(value: object) -> frozenset[str]:
     """Names of events, each of which there is."""
     if isinstance(value, str) or not isinstance(value, Iterable):
@@ -84,12 +133,21 @@ def title(value: object) -> str:
     return text("title", value, limit=_TITLE_LIMIT)
 
 
+def directory(value: object) -> str:
+    """A directory as text. It need not be there: tools look for themselves."""
+    return text("directory", os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
 def seconds(field: str, value: object) -> float | None:
     """A time to wait, 0 or more; None, or infinity, is as long as it takes."""
     if value is None or value == math.inf:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise InvalidInput(f"{field} is 0 s or more, not {value!r}", field=field)
+    return duration(field, value)
+
+
+def duration(field: str, value: object, *, least: int = 0) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+        raise InvalidInput(f"{field} is {least} s or more, not {value!r}", field=field)
     return min(float(value), threading.TIMEOUT_MAX)
 
 
@@ -151,11 +209,7 @@ def prompt_command(
     agent: str | None,
 ) -> SubmitPrompt:
     """A prompt as a command, or ``InvalidInput``."""
-    if not isinstance(when_busy, str) or when_busy not in get_args(WhenBusy):
-        raise InvalidInput(
-            f"when_busy is one of {', '.join(get_args(WhenBusy))}, not {when_busy!r}",
-            field="when_busy",
-        )
+    choice("when_busy", when_busy, WhenBusy)
     if message_id is not None:
         check_id("message_id", message_id)
     system = None if system is None else text("system", system)

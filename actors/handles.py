@@ -110,6 +110,9 @@ class Done(Handle):
     def __bool__(self) -> bool:
         return bool(self.value)
 
+    def __repr__(self) -> str:
+        return f"<Done: {self._value!r}>" if self._pending is None else "<Done: await me>"
+
 
 class Records(Handle, Sequence[T], Generic[T]):
     """A list of results."""

@@ -88,6 +88,8 @@ class Hooks:
         self._engine = engine
         self._hook_s = hook_s
         self._hooks: dict[str, tuple[Hook, ...]] = {}
+        if hooks is not None and not isinstance(hooks, Mapping):
+            raise InvalidInput("hooks are functions by the name of their hook", field="hooks")
         for name, given in (hooks or {}).items():
             if name not in HOOKS:
                 raise InvalidInput(

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from understudy.actors import given
 from understudy.actors.clock import Clock, SystemClock
@@ -25,6 +25,7 @@ from understudy.actors.supervisor import RestartPolicy
 from understudy.actors.tools.tool import Tool, toolbox
 from understudy.actors.tracker import SessionTracker
 from understudy.errors import InvalidInput
+from understudy.store.database import Durability
 from understudy.store.ids import check_id
 from understudy.store.journal import Retention
 from understudy.store.lease import LEASE_S
@@ -33,8 +34,9 @@ from understudy.store.records import Session as SessionRecord
 
 if TYPE_CHECKING:
     from understudy.actors.models.protocol import Model
-    from understudy.store.database import Durability
     from understudy.store.writer import FaultHook
+
+OnRestart: TypeAlias = Literal["interrupt", "resume"]
 
 
 class Runtime:
@@ -48,14 +50,16 @@ class Runtime:
         models: further models that prompts may name.
         tools: tools or plain typed functions.
         system: the system prompt.
-        permissions: rules by permission, for example ``{"bash": "ask"}``; no rule allows.
+        permissions: rules by permission, for example ``{"bash": "ask"}``; what no rule is
+            about is allowed.
         limits: bounds on turns and tools.
         compaction: when and how sessions are compacted.
         restart: how crashed session actors are restarted.
         on_restart: what becomes of a turn that a restart interrupted.
         hooks: the app's own code at fixed points, see ``actors.hooks``.
         hook_s: how long a hook is waited for.
-        recovery_hook: called after a session was recovered, see ``RecoveryHook``.
+        recovery_hook: called with runtime, session and ``RecoveryReport`` after a recovery that
+            changed something, in a worker thread. What it raises is logged and changes nothing.
         durability: "full" survives power loss; "normal" survives a killed process.
         retention: how much of the journal is kept.
         passivate_after_s: how long an idle session stays in memory.
@@ -84,7 +88,7 @@ class Runtime:
         limits: Limits | None = None,
         compaction: CompactionRules | None = None,
         restart: RestartPolicy | None = None,
-        on_restart: Literal["interrupt", "resume"] = "interrupt",
+        on_restart: OnRestart = "interrupt",
         hooks: Mapping[str, Hook | Iterable[Hook]] | None = None,
         hook_s: float = 30.0,
         recovery_hook: RecoveryHook | None = None,
@@ -95,22 +99,23 @@ class Runtime:
         command_timeout_s: float = 60.0,
         lease_s: float = LEASE_S,
         agent: str = "build",
-        directory: str = "",
+        directory: str | os.PathLike[str] = "",
         threads: int = 2,
         clock: Clock | None = None,
         seed: int | None = None,
         fault: FaultHook | None = None,
         platform: Platform | None = None,
     ) -> None:
-        if on_restart not in ("interrupt", "resume"):
-            raise InvalidInput("on_restart is 'interrupt' or 'resume'", field="on_restart")
-        first = model_from(model) if model is None or isinstance(model, str) else model
+        made = model_from(model) if model is None or isinstance(model, str) else model
+        (first,) = given.models("model", (made,))
+        if recovery_hook is not None and not callable(recovery_hook):
+            raise InvalidInput("recovery_hook must be a function", field="recovery_hook")
         rules = Rules(
-            limits=limits or Limits(),
-            compaction=compaction or CompactionRules(),
+            limits=given.settings("limits", limits, Limits()),
+            compaction=given.settings("compaction", compaction, CompactionRules()),
             permissions=given.permission_rules(permissions),
-            on_restart=on_restart,
-            agent=agent,
+            on_restart=given.choice("on_restart", on_restart, OnRestart),
+            agent=given.text("agent", agent),
             model=ModelRef(provider_id=first.provider_id, model_id=first.model_id),
             context_limit=first.context_limit,
             output_limit=first.output_limit,
@@ -119,22 +124,22 @@ class Runtime:
             self,
             Config(
                 path=path,
-                models=(first, *models),
+                models=(first, *given.models("models", models)),
                 tools=toolbox(tools),
                 system=given.text("system", system),
-                directory=given.text("directory", directory),
+                directory=given.directory(directory),
                 rules=rules,
-                restart=restart or RestartPolicy(),
+                restart=given.settings("restart", restart, RestartPolicy()),
                 hooks=hooks,
-                hook_s=hook_s,
+                hook_s=given.duration("hook_s", hook_s),
                 recovery_hook=recovery_hook,
-                durability=durability,
-                retention=retention or Retention(),
-                passivate_after_s=passivate_after_s,
-                handler_limit_s=handler_limit_s,
-                command_timeout_s=command_timeout_s,
-                lease_s=lease_s,
-                threads=threads,
+                durability=given.choice("durability", durability, Durability),
+                retention=given.settings("retention", retention, Retention()),
+                passivate_after_s=given.duration("passivate_after_s", passivate_after_s),
+                handler_limit_s=given.duration("handler_limit_s", handler_limit_s),
+                command_timeout_s=given.duration("command_timeout_s", command_timeout_s),
+                lease_s=given.duration("lease_s", lease_s, least=1),
+                threads=given.whole("threads", threads, least=1),
                 clock=clock or SystemClock(),
                 seed=seed,
                 fault=fault,
@@ -159,7 +164,10 @@ class Runtime:
         beyond the draining; False if a thread would not end in time. Safe to repeat. It blocks:
         in an event loop use ``async with``.
         """
-        return self.engine.close(drain_s=drain_s, timeout_s=timeout_s)
+        return self.engine.close(
+            drain_s=given.duration("drain_s", drain_s),
+            timeout_s=given.duration("timeout_s", timeout_s),
+        )
 
     def __enter__(self) -> Self:
         return self.start()
@@ -199,7 +207,7 @@ class Runtime:
         title: str | None = None,
         session_id: str | None = None,
         parent_id: str | None = None,
-        directory: str | None = None,
+        directory: str | os.PathLike[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
         model: str | None = None,
         agent: str | None = None,
@@ -220,9 +228,7 @@ class Runtime:
             id=engine.new_id("ses") if session_id is None else check_id("session_id", session_id),
             title="New session" if title is None else given.title(title),
             time=SessionTime(created=now, updated=now),
-            directory=engine.config.directory
-            if directory is None
-            else given.text("directory", directory),
+            directory=engine.config.directory if directory is None else given.directory(directory),
             parent_id=None if parent_id is None else check_id("parent_id", parent_id),
             agent=None if agent is None else given.text("agent", agent),
             model=engine.model_ref(model),
@@ -247,7 +253,7 @@ class Runtime:
         *,
         parent_id: str | None = None,
         roots: bool = False,
-        directory: str | None = None,
+        directory: str | os.PathLike[str] | None = None,
         search: str | None = None,
         archived: bool | None = False,
         internal: bool | None = False,
@@ -263,16 +269,15 @@ class Runtime:
         offset = given.whole("offset", offset)
         if parent_id is not None:
             check_id("parent_id", parent_id)
-        for field, value in (("directory", directory), ("search", search)):
-            if value is not None:
-                given.text(field, value)
+        within = None if directory is None else given.directory(directory)
+        search = None if search is None else given.text("search", search)
         records: Records[Session] = Records(self.engine.handle_of)
         return records._begin(
             self.engine.background(
                 lambda: self.engine.store.read.sessions(
                     parent_id=parent_id,
                     roots=roots,
-                    directory=directory,
+                    directory=within,
                     search=search,
                     archived=archived,
                     internal=internal,

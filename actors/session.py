@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -239,7 +240,7 @@ class Session(Handle):
         self,
         *,
         title: str | msgspec.UnsetType = msgspec.UNSET,
-        directory: str | msgspec.UnsetType = msgspec.UNSET,
+        directory: str | os.PathLike[str] | msgspec.UnsetType = msgspec.UNSET,
         metadata: Mapping[str, Any] | msgspec.UnsetType = msgspec.UNSET,
         model: str | msgspec.UnsetType | None = msgspec.UNSET,
         permissions: given.Permissions | msgspec.UnsetType = msgspec.UNSET,
@@ -247,9 +248,7 @@ class Session(Handle):
         """Change what is named; ``metadata`` is replaced whole."""
         command = UpdateSession(
             title=title if title is msgspec.UNSET else given.title(title),
-            directory=directory
-            if directory is msgspec.UNSET
-            else given.text("directory", directory),
+            directory=directory if directory is msgspec.UNSET else given.directory(directory),
             metadata=msgspec.UNSET if metadata is msgspec.UNSET else given.metadata(metadata),
             model=model if model is msgspec.UNSET else self._runtime.engine.model_ref(model),
             permission=(
@@ -319,6 +318,7 @@ class Session(Handle):
 
         ``session.events(after=snapshot.cursor)`` goes on from there with no gap and no duplicate.
         """
+        limit = None if limit is None else given.whole("limit", limit)
         return self._read(
             Snapshot(), lambda: self._runtime.engine.store.read.snapshot(self.id, limit=limit)
         )

@@ -262,6 +262,9 @@ class Compaction(Handle):
         self._runtime = session._runtime
         self._marker_id = ""
 
+    def __repr__(self) -> str:
+        return f"<Compaction {self._marker_id} of {self.session.id}>"
+
     def _arrive(self, value: Any) -> None:
         self._marker_id = value
 

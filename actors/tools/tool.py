@@ -263,6 +263,8 @@ def toolbox(tools: Iterable[Tool | Callable[..., Any]]) -> dict[str, Tool]:
 
     Raises ``InvalidInput`` for two tools of one name and for a method without its instance.
     """
+    if isinstance(tools, str) or not isinstance(tools, Iterable):
+        raise InvalidInput("tools are a list of functions", field="tools")
     box: dict[str, Tool] = {}
     for item in tools:
         made = item if isinstance(item, Tool) else Tool(item)

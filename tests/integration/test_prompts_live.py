@@ -355,6 +355,7 @@ BAD_CALLS = {
         errors.MessageNotFound,
         lambda r, s: s.messages(before="msg_none"),
     ),
+    "snapshot: negative": (errors.InvalidInput, lambda r, s: s.snapshot(limit=-1)),
     "sessions: negative": (errors.InvalidInput, lambda r, s: r.sessions(limit=-1)),
     "sessions: a word": (errors.InvalidInput, lambda r, s: r.sessions(limit="all")),
     "sessions: bad order": (errors.InvalidInput, lambda r, s: r.sessions(order="title")),

@@ -1,0 +1,94 @@
+"""What an app sets a runtime up with: refused at once, by name, before a file is touched."""
+
+import pathlib
+import re
+
+import pytest
+
+from understudy import CompactionRules, Limits, RestartPolicy, Retention, Runtime, errors
+from understudy.testing import ScriptedModel, echo
+
+BAD_OPTIONS = {
+    "a model that is none": {"model": object()},
+    "a model's class": {"model": ScriptedModel},
+    "names for further models": {"models": ["scripted"]},
+    "a word for models": {"models": "scripted"},
+    "one model for models": {"models": echo()},
+    "no tools": {"tools": None},
+    "a function for tools": {"tools": print},
+    "limits in a dict": {"limits": {"steps": 3}},
+    "a limit below zero": {"limits": Limits(steps=-1)},
+    "a word for a limit": {"limits": Limits(steps="many")},
+    "half a step": {"limits": Limits(steps=1.5)},
+    "NaN seconds": {"limits": Limits(tool_s=float("nan"))},
+    "a switch for compaction": {"compaction": False},
+    "a tail below zero": {"compaction": CompactionRules(tail=-1)},
+    "a word for restart": {"restart": "permanent"},
+    "an unknown restart": {"restart": RestartPolicy(restart="always")},
+    "an age below zero": {"retention": Retention(age_s=-1)},
+    "an unknown on_restart": {"on_restart": "retry"},
+    "hooks in a list": {"hooks": [print]},
+    "an unknown hook": {"hooks": {"after_prompt": print}},
+    "a number for a hook": {"hooks": {"after_turn": 3}},
+    "a hook time below zero": {"hook_s": -1},
+    "a number for a recovery hook": {"recovery_hook": 3},
+    "an unknown durability": {"durability": "fast"},
+    "no threads": {"threads": 0},
+    "a lease of nothing": {"lease_s": 0},
+    "a word for a time": {"command_timeout_s": "60"},
+    "no time": {"handler_limit_s": None},
+    "a time below zero": {"passivate_after_s": -1},
+    "a number for an agent": {"agent": 3},
+    "a number for a directory": {"directory": 3},
+    "a number for a system prompt": {"system": 3},
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_an_unusable_option_is_refused_by_its_name(tmp_path, case):
+    [option] = BAD_OPTIONS[case]
+    with pytest.raises(errors.InvalidInput, match=re.escape(option.rstrip("s"))) as refused:
+        Runtime(tmp_path / "agent.db", **BAD_OPTIONS[case])
+    assert refused.value.field == option
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_at_their_ends_are_taken(tmp_path):
+    options = {
+        "limits": Limits(turn_s=None, tool_s=float("inf"), retry_s=1),
+        "compaction": CompactionRules(reserve=0, tail=0),
+        "restart": RestartPolicy(restart="permanent", backoff_s=0),
+        "retention": Retention(age_s=0, events=0),
+        "passivate_after_s": float("inf"),
+        "hooks": {},
+        "threads": 1,
+    }
+    with Runtime(tmp_path / "agent.db", **options) as runtime:
+        assert runtime.create_session().prompt("Hello").result().text == "Hello"
+
+
+@pytest.mark.parametrize("bad", [{"drain_s": "1"}, {"timeout_s": -1}])
+def test_a_close_that_is_refused_closes_nothing(tmp_path, bad):
+    with Runtime(tmp_path / "agent.db") as runtime:
+        with pytest.raises(errors.InvalidInput):
+            runtime.close(**bad)
+        assert runtime.create_session().prompt("Hello").result().text == "Hello"
+
+
+def test_a_directory_may_be_a_path(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    with Runtime(tmp_path / "agent.db", directory=here) as runtime:
+        session = runtime.create_session()
+        other = runtime.create_session(directory=there)
+        assert session.record.directory == str(here)
+        assert runtime.sessions(directory=there) == [other]
+        assert session.update(directory=pathlib.Path("/")).record.directory == "/"
+
+
+def test_handles_say_what_they_are(tmp_path):
+    with Runtime(tmp_path / "agent.db") as runtime:
+        session = runtime.create_session()
+        assert repr(session.abort()) == "<Done: False>"
+        session.prompt("Hello").result()
+        compaction = session.compact()
+        assert repr(compaction) == f"<Compaction {compaction.marker_id} of {session.id}>"
