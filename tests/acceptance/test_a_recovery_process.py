@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,7 @@ from cast import Tools, obedient
 from plant import copy_store, open_counts, query, records, snapshot, write
 from processes import Child, ChildError
 
-from understudy import Runtime, Session
+from understudy import RecoveryReport, Runtime, Session
 from understudy.errors import SessionClaimed
 
 LEASE_S = 1.5
@@ -179,10 +180,15 @@ def test_a21_what_a_killed_process_left_is_recovered_by_the_one_that_lives(path:
 
 
 def test_a21_two_survivors_recover_what_was_left_once(path: Path) -> None:
+    reports: queue.Queue[RecoveryReport] = queue.Queue()
+
+    def keep(_runtime: Runtime, _session: Session, report: RecoveryReport) -> None:
+        reports.put(report)
+
     with (
         Child() as child,
-        Runtime(path, model=obedient()) as one,
-        Runtime(path, model=obedient()) as other,
+        Runtime(path, model=obedient(), recovery_hook=keep) as one,
+        Runtime(path, model=obedient(), recovery_hook=keep) as other,
     ):
         child.do(opened(path))
         ids = {busy_session(child) for _ in range(5)}
@@ -191,6 +197,8 @@ def test_a21_two_survivors_recover_what_was_left_once(path: Path) -> None:
             runtime.engine.recover_orphans()
         for session_id in ids:
             wait_for(one.session(session_id), "session.idle")
+        for _ in ids:
+            reports.get(timeout=30)  # told after the session's events
         recovered = [report.session_id for report in (*one.recovered, *other.recovered)]
         assert sorted(recovered) == sorted(ids)
     assert not any(open_counts(path).values())
