@@ -59,6 +59,9 @@ receiver_failed: Final = Signal("A receiver raised: called with event, receiver 
 BY_TYPE: Final[dict[str, Signal]] = {name: _namespace[name] for name in FACTS}
 
 
+_RECEIVERS: Final = tuple(signal.receivers for signal in BY_TYPE.values())
+
+
 def wanted() -> bool:
-    """Whether anybody is connected to any signal."""
-    return any(signal.receivers for signal in BY_TYPE.values())
+    """Whether anybody is connected to any signal. Asked for every piece of live text."""
+    return any(_RECEIVERS)
