@@ -6,8 +6,8 @@ import asyncio
 import importlib.util
 import os
 import sqlite3
-import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,16 +137,12 @@ class Dbos:
     def rate(self, runs: int) -> float:
         """Workflows per second with 64 under way."""
         start = time.perf_counter()
-        gate = threading.Semaphore(64)
-        handles = []
+        waiting: deque[Any] = deque()
         for number in range(runs):
-            gate.acquire()
-            handle = self._dbos.start_workflow(self._workflow, number)
-            handles.append(handle)
-            gate.release()
-            if len(handles) >= 64:
-                handles.pop(0).get_result()
-        for handle in handles:
+            waiting.append(self._dbos.start_workflow(self._workflow, number))
+            if len(waiting) >= 64:
+                waiting.popleft().get_result()
+        for handle in waiting:
             handle.get_result()
         return runs / (time.perf_counter() - start)
 
