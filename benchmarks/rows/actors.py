@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import queue
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,27 @@ def start(run: Run) -> Iterator[Figure]:
     )
 
 
+def handed_over(count: int) -> float:
+    """The floor of any ask that another thread answers: a queue, a lock, and two wake-ups."""
+    asked: queue.SimpleQueue[threading.Lock | None] = queue.SimpleQueue()
+
+    def answer() -> None:
+        while (waiting := asked.get()) is not None:
+            waiting.release()
+
+    def ask() -> None:
+        for _ in range(count):
+            waiting = threading.Lock()
+            waiting.acquire()
+            asked.put(waiting)
+            waiting.acquire()
+
+    threading.Thread(target=answer, daemon=True).start()
+    figure = rate(count, ask)
+    asked.put(None)
+    return figure
+
+
 def _born(runtime: Runtime, ids: Sequence[str]) -> None:
     for session_id in ids:
         info = Session(id=session_id, title="", time=SessionTime(created=0, updated=0))
@@ -115,7 +138,9 @@ def ask(run: Run) -> Iterator[Figure]:
         def stock() -> float:
             return rate(many, lambda: [ref.ask(wake, timeout=10) for ref in refs])
 
-        medians = interleaved(run.rounds, {"ours": ours, "stock": stock})
+        medians = interleaved(
+            run.rounds, {"ours": ours, "stock": stock, "bare": lambda: handed_over(many)}
+        )
         yield versus(
             f"ask over {many:,} actors",
             medians["ours"],
@@ -123,6 +148,7 @@ def ask(run: Run) -> Iterator[Figure]:
             "pykka ThreadingActor",
             medians["stock"],
             5.0,
+            f"one thread asks and another answers, nothing else: {medians['bare']:,.0f}/s",
         )
         for cores in (None, 1):
             yield from _ask_one(run, runtime, ids[0], cores)
