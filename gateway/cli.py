@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from understudy.errors import UnderstudyError
+from understudy.errors import InvalidInput, UnderstudyError
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -129,15 +130,20 @@ def _serve(commands: Any) -> None:
 
 
 def _run_serve(args: argparse.Namespace) -> int:
-    from understudy.gateway.http.serve import serve
-
+    try:
+        from understudy.gateway.http.serve import serve
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] == "understudy":
+            raise
+        raise InvalidInput("serving needs the extra: pip install 'understudy[server]'") from error
     return serve(args)
 
 
 def _looking(commands: Any) -> None:
     """Commands that look and touch nothing; they may look at a database in use."""
     parser = commands.add_parser("sessions", help="list sessions")
-    parser.add_argument("--limit", type=_count, default=50, metavar="N", help="(%(default)s)")
+    add = parser.add_argument
+    add("--limit", type=_count, default=50, metavar="N", help="how many at most (%(default)s)")
     _add_looking(parser, "sessions")
     parser = commands.add_parser("show", help="print a session's transcript")
     parser.add_argument("session", metavar="SESSION")
@@ -153,11 +159,21 @@ def _add_looking(parser: argparse.ArgumentParser, name: str) -> None:
     def command(args: argparse.Namespace) -> int:
         from understudy.gateway import inspect
 
+        handler = logging.StreamHandler()
+        handler.setFormatter(_WithoutTraceback())
+        logging.basicConfig(handlers=[handler])
         return int(getattr(inspect, name)(args))
 
     parser.add_argument("--json", action="store_true", help="print JSON, an object a line")
     _add_database(parser)
     parser.set_defaults(command=command)
+
+
+class _WithoutTraceback(logging.Formatter):
+    """An app's log wants the traceback of a damaged row; who looks at a list does not."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"understudy: {record.getMessage()}"
 
 
 def _doctor(commands: Any) -> None:
@@ -215,17 +231,18 @@ def _add_database(parser: argparse.ArgumentParser) -> None:
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65_535:  # noqa: PLR2004 - what a port can be
-        raise ValueError(text)
-    return number
+    return _whole(text, most=65_535)
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
+    return _whole(text)
+
+
+def _whole(text: str, *, most: int = sys.maxsize) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= most):
+        until = "" if most == sys.maxsize else f" to {most}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0{until}")
+    return int(text)
 
 
 if __name__ == "__main__":

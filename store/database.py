@@ -34,7 +34,17 @@ WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
 
 def check_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a database file, made absolute, or a typed error about it."""
+    """The path of a database file that may be made, absolute, or a typed error about it."""
+    file = _absolute(path)
+    if file.is_dir():
+        raise StoreUnreadable(f"{file} is a directory, not a database file", path=str(file))
+    if not file.parent.is_dir():
+        wrong = "is not a directory" if file.parent.exists() else "does not exist: make it first"
+        raise StoreUnreadable(f"{file.parent} {wrong}", path=str(file))
+    return file
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
     try:
         text = os.fspath(path)
     except TypeError as error:
@@ -43,12 +53,7 @@ def check_path(path: str | os.PathLike[str]) -> Path:
         raise InvalidInput(f"a database is a file; {text!r} is not a path to one", field="path")
     if "\0" in text:
         raise InvalidInput("a path has no null character", field="path")
-    file = Path(text).absolute()
-    if file.is_dir():
-        raise StoreUnreadable(f"{file} is a directory, not a database file", path=str(file))
-    if not file.parent.is_dir():
-        raise StoreUnreadable(f"{file.parent} is not a directory", path=str(file))
-    return file
+    return Path(text).absolute()
 
 
 def connect(
@@ -111,9 +116,10 @@ def check_existing(path: str | os.PathLike[str]) -> Path:
 
     Raises ``StoreUnreadable``, or ``StoreTooNew``.
     """
-    file = check_path(path)
-    if not file.is_file():
+    file = _absolute(path)
+    if not file.exists():
         raise StoreUnreadable(f"There is no database {file}", path=str(file))
+    check_path(file)
     database = connect(file, reader=True, readonly=True)
     try:
         with translated(file):

@@ -78,6 +78,32 @@ def test_wrong_usage_exits_with_2(arguments):
     assert run(*arguments).returncode == 2
 
 
+@pytest.mark.parametrize(
+    "arguments", [("events", "--after=x"), ("serve", "--port=65536"), ("sessions", "--limit=-1")]
+)
+def test_a_wrong_number_is_told_what_would_be_right(arguments):
+    value = arguments[1].split("=")[1]
+    assert f"'{value}' is not a whole number from 0" in run(*arguments).stderr
+
+
+def test_who_looks_before_there_is_anything_hears_that_there_is_no_database(tmp_path: Path):
+    done = run("sessions", env=os.environ | {"XDG_DATA_HOME": str(tmp_path / "none")})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("understudy: There is no database ")
+
+
+def test_serving_without_its_extra_says_what_to_install():
+    script = (
+        "import sys; sys.modules['starlette'] = None\n"
+        "from understudy.gateway import cli; sys.exit(cli.main(['serve']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr == "understudy: serving needs the extra: pip install 'understudy[server]'\n"
+
+
 def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path):
     for arguments in (
         ("sessions", "--database", str(tmp_path / "none.db")),
@@ -367,6 +393,14 @@ def test_damaged_rows_are_found_and_repaired(database: Path, damage: str, kind: 
         assert Path(aside).read_text(encoding="utf-8").splitlines()
     if "journal" not in damage:
         assert "The answer." in run("show", "one", "--database", str(database)).stdout
+
+
+def test_a_damaged_row_is_left_out_of_a_list_in_one_line(database: Path):
+    sql(database, "UPDATE session SET data = '[]' WHERE id = 'one'")
+    done = run("sessions", "--database", str(database))
+    assert (done.returncode, "Session two" in done.stdout) == (0, True)
+    assert done.stderr.startswith("understudy: A damaged session")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_damaged_session_without_a_journal_is_put_back_from_its_columns(database: Path):
