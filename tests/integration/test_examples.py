@@ -226,6 +226,23 @@ def test_the_window_shows_a_conversation(run, tmp_path):
     assert printed.strip() == "user: Speak up!\n\nassistant: Loud enough for all to hear."
 
 
+def test_a_client_that_attaches_goes_on_when_its_server_was_away(run):
+    assert run("attach_desktop").splitlines() == [
+        "the server is gone",
+        "the server is back",
+        *["Hello"] * 2,
+        *["Are you still there?"] * 2,
+    ]
+
+
+def test_the_python_sdk_talks_to_a_server(run):
+    assert run("python_sdk").splitlines() == [
+        "user: What is 2 + 3?",
+        "assistant: What is 2 + 3?",
+        "sessions left: 0",
+    ]
+
+
 def test_every_example_is_tested_here():
     tested = set(re.findall(r'run\("(\w+)"', Path(__file__).read_text(encoding="utf-8")))
     assert tested == {path.stem for path in EXAMPLES.glob("*.py")}
