@@ -202,7 +202,10 @@ class Session(Handle):
         return self._command(Compaction(self), RequestCompaction())
 
     def revert(self, message_id: str) -> Session:
-        """Hide ``message_id`` and all after it. The next prompt removes them for good."""
+        """Mark ``message_id`` and all after it, in ``record.revert``, for a view to hide.
+
+        ``messages()`` still gives them. The next prompt removes them for good.
+        """
         return self._command(self, RevertTo(message_id=check_id("message_id", message_id)))
 
     def edit(self, message_id: str, *, part_id: str | None = None, text: str | None = None) -> Done:
@@ -221,7 +224,7 @@ class Session(Handle):
         return self._command(Done(), command)
 
     def unrevert(self) -> Session:
-        """Show again what ``revert`` hid."""
+        """Take the mark of ``revert`` away."""
         return self._command(self, Unrevert())
 
     def fork(self, *, before: str | None = None, title: str | None = None) -> Session:

@@ -19,6 +19,7 @@ from understudy import (
     RestartPolicy,
     Retention,
     Runtime,
+    Session,
     ToolContext,
     errors,
     signals,
@@ -284,6 +285,14 @@ def test_every_act_of_a_script_is_documented():
 
 def test_every_hook_is_documented():
     assert [name for (name,) in column("docs/design.md", "hook")] == list(HOOKS)
+
+
+def test_every_call_of_a_session_is_documented():
+    documented = {
+        name.split("(")[0] for found in column("docs/sessions.md", "call") for name in found
+    }
+    public = {name for name, _ in inspect.getmembers(Session, inspect.isfunction)}
+    assert documented == {name for name in public if not name.startswith("_")}
 
 
 def test_every_command_is_documented():
