@@ -7,6 +7,7 @@ connection and no session waits for it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import OrderedDict
@@ -44,6 +45,7 @@ _SUBSCRIPTION: Final = 200_000
 _PARTS: Final = 10_000
 
 _encode = msgspec.json.Encoder().encode
+_controls = itertools.count(1)
 
 
 class Item:
@@ -159,7 +161,7 @@ class Connection:
 
 def control(kind: str, properties: Any, directory: str) -> Item:
     """An event of the connection itself, which no journal has."""
-    identity = event_id(None, 0, abs(hash((kind, str(properties)))))
+    identity = event_id(None, int(time.time() * 1000), next(_controls))
     return Item(None, directory, _encode({"id": identity, "type": kind, "properties": properties}))
 
 

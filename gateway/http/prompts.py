@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import mimetypes
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 from urllib.parse import unquote, urlparse
@@ -35,7 +36,7 @@ LISTED: Final = 1000
 FILE_BYTES: Final = 4 * 1024 * 1024
 TITLE_CHARS: Final = 60
 SHELL_NOTE: Final = "The following tool was executed by the user"
-_UNTITLED: Final = ("New session", "New session - ", "Child session - ")
+_UNTITLED: Final = re.compile(r"(New|Child) session( - \d{4}-\d\d-\d\dT[\d:.]+Z)?")
 
 
 class TextGiven(Record, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -169,7 +170,7 @@ async def _accept(call: Call, body: NewPrompt, *, model: str | None = None) -> T
 
 async def _name(session: Session, parts: list[TextPart | FilePart]) -> None:
     """Give an untitled session the first words of its first prompt."""
-    if not session.title.startswith(_UNTITLED):
+    if _UNTITLED.fullmatch(session.title) is None:
         return
     said = " ".join(
         part.text for part in parts if isinstance(part, TextPart) and not part.synthetic
