@@ -146,6 +146,10 @@ class Engine:
         self._background = self.platform.calls("understudy-calls", 4)
         self._lock = threading.Lock()
         self._state: Literal["new", "open", "closing", "closed"] = "new"
+        self._pid = os.getpid()
+        self._closer: int | None = None
+        self._ended = threading.Event()
+        self._clean = True
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -201,10 +205,24 @@ class Engine:
         Queued prompts stay in the inbox and run after the next start. Bounded by ``timeout_s``
         beyond the draining; False if a thread would not end in time. Safe to repeat.
         """
+        if os.getpid() != self._pid:
+            return True  # a fork's copy: threads, claims and lock are its parent's
         with self._lock:
-            if self._state in ("closing", "closed"):
-                return True
-            started, self._state = self._state == "open", "closing"
+            before, me = self._state, threading.get_ident()
+            if before in ("new", "open"):
+                self._state, self._closer = "closing", me
+        if before in ("closing", "closed"):
+            if self._closer != me and not in_event_loop():
+                self._ended.wait(drain_s + timeout_s)
+            return self._clean
+        try:
+            self._clean = self._close(drain_s, timeout_s, started=before == "open")
+        finally:
+            self._state = "closed"
+            self._ended.set()
+        return self._clean
+
+    def _close(self, drain_s: float, timeout_s: float, *, started: bool) -> bool:
         deadline = self.clock.monotonic_s() + drain_s + timeout_s
         if started:
             self.upkeep.stop()
@@ -217,10 +235,9 @@ class Engine:
             clean &= self.pool.stop(max(0.5, deadline - self.clock.monotonic_s()))
             self.publisher.close(max(0.5, deadline - self.clock.monotonic_s()))
         self.outcomes.close()
+        self.hooks.close()
         self._background.shutdown(wait=False, cancel_futures=True)
-        clean &= self.store.close(timeout_s=max(1.0, deadline - self.clock.monotonic_s()))
-        self._state = "closed"
-        return clean
+        return clean & self.store.close(timeout_s=max(1.0, deadline - self.clock.monotonic_s()))
 
     def _drain(self, drain_s: float) -> None:
         """Let running turns come to their end."""
@@ -418,6 +435,8 @@ class Engine:
     def must_be_open(self) -> None:
         if self._state != "open":
             raise RuntimeClosed(f"The runtime is {self._state}")
+        if os.getpid() != self._pid:
+            raise RuntimeClosed("The runtime stayed in the process that forked this one")
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -524,7 +543,7 @@ class Engine:
             call = HookCall(
                 hook=hook, session=self.handle_of(info), message_id=message_id, outcome=outcome
             )
-            self.executor.workers.submit(lambda: self._fire_now(call))
+            self.hooks.workers.submit(lambda: self._fire_now(call))
 
     def _fire_now(self, call: HookCall) -> None:
         if call.message_id is not None:
@@ -611,7 +630,7 @@ class Engine:
             return
         self.recovered.append(report)
         if self.config.recovery_hook is not None:
-            self.executor.workers.submit(lambda: self._call_hook(report))
+            self.hooks.workers.submit(lambda: self._call_hook(report))
 
     def _call_hook(self, report: RecoveryReport) -> None:
         assert self.config.recovery_hook is not None, "only called with a hook"

@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -34,6 +35,8 @@ HOOKS: Final = (
     "before_compaction",
     "session_end",
 )
+
+_HOOK_THREADS: Final = 32
 
 _inside: contextvars.ContextVar[str | None] = contextvars.ContextVar("inside", default=None)
 
@@ -87,6 +90,7 @@ class Hooks:
     ) -> None:
         self._engine = engine
         self._hook_s = hook_s
+        self.workers = engine.platform.workers(_HOOK_THREADS)  # not the tools': hooks may hang
         self._hooks: dict[str, tuple[Hook, ...]] = {}
         if hooks is not None and not isinstance(hooks, Mapping):
             raise InvalidInput("hooks are functions by the name of their hook", field="hooks")
@@ -125,7 +129,7 @@ class Hooks:
         """Run a hook that nobody waits for."""
         if self.passes(call.hook, call.session.id, internal=internal):
             for hook in self._hooks[call.hook]:
-                self._start(hook, call)
+                self._start(hook, call, [])
 
     async def gather(self, call: HookCall, *, internal: bool) -> list[str]:
         """Run a hook before something goes on; returns the texts it gives."""
@@ -133,19 +137,23 @@ class Hooks:
             return []
         texts = []
         for hook in self._hooks[call.hook]:
-            done = self._start(hook, call)
+            thread_ids: list[int] = []
+            done = self._start(hook, call, thread_ids)
             try:
                 async with asyncio.timeout(self._hook_s):
                     value = await done.wait()
             except TimeoutError:
                 logger.error("Hook %s took more than %g s", call.hook, self._hook_s)  # noqa: TRY400 - no news in it
                 continue
+            finally:
+                if thread_ids and not done.done:
+                    self.workers.abandon(thread_ids[0])
             if isinstance(value, str) and value.strip():
                 texts.append(value)
         return texts
 
-    def _start(self, hook: Hook, call: HookCall) -> Pending[Any]:
-        """Call a hook: a function on a worker thread, a coroutine on the tools' loop."""
+    def _start(self, hook: Hook, call: HookCall, thread_ids: list[int]) -> Pending[Any]:
+        """Call a hook: a function on a worker, named in ``thread_ids``; else on the tools' loop."""
         done: Pending[Any] = Pending()
         context = contextvars.copy_context()
         context.run(_inside.set, call.hook)
@@ -156,8 +164,17 @@ class Hooks:
                 lambda: loop.create_task(coroutine, context=context), context=context
             )
         else:
-            self._engine.executor.workers.submit(lambda: context.run(_guarded, hook, call, done))
+
+            def job() -> None:
+                thread_ids.append(threading.get_ident())
+                context.run(_guarded, hook, call, done)
+
+            self.workers.submit(job)
         return done
+
+    def close(self) -> None:
+        """Let idle threads end now; a hook that runs is not waited for."""
+        self.workers.close()
 
 
 def _guarded(hook: Hook, call: HookCall, done: Pending[Any]) -> None:

@@ -137,7 +137,8 @@ class LoopThread:
 
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(lambda: self.loop.create_task(wind_up()))
-            self._thread.join(timeout_s)
+            if self._thread is not threading.current_thread():
+                self._thread.join(timeout_s)
         if self._thread.ident is None:
             self.loop.close()  # it was never started
         return not self._thread.is_alive()

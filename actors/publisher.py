@@ -260,15 +260,15 @@ class SignalPump:
             if hasattr(result, "__await__"):
                 result.close()
                 raise TypeError("a signal receiver is a plain function, not a coroutine")
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: it would end the signals of everybody
             logger.exception("Receiver %r of %s failed", receiver, event.type)
             self._report(event, receiver, error)
 
-    def _report(self, event: Event, receiver: Callable[..., Any], error: Exception) -> None:
+    def _report(self, event: Event, receiver: Callable[..., Any], error: BaseException) -> None:
         for watcher in list(signals.receiver_failed.receivers_for(self._sender)):
             try:
                 watcher(self._sender, event=event, receiver=receiver, error=error)
-            except Exception:
+            except BaseException:
                 logger.exception("A receiver of receiver_failed failed")
 
 

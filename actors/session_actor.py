@@ -382,6 +382,7 @@ class SessionActor(PooledActor):
         if isinstance(error, RuntimeClosed) or not again:
             self._mailbox.resume()
             return
+        self._refuse_waiting(error)
         pause_s = _RETRY_PAUSE_S[min(self._store_failures, len(_RETRY_PAUSE_S) - 1)]
         self._store_failures += 1
         logger.warning(
@@ -393,6 +394,21 @@ class SessionActor(PooledActor):
         for request in reversed(again):
             self._mailbox.put_back(request)
         self._around.executor.call_later(pause_s, self._mailbox.resume)
+
+    def _refuse_waiting(self, error: UnderstudyError) -> None:
+        """Tell whoever waits: a delete, say, that only ever comes after what is tried again."""
+        refused: list[Pending[Any]] = []
+
+        def waits(each: Any) -> bool:
+            if type(each) is not Request or each.again or type(each.command) is Wake:
+                return False
+            if each.reply is not None:
+                refused.append(each.reply)
+            return True
+
+        self._mailbox.drop(waits)
+        for reply in refused:
+            reply.fail(error)
 
     def _lose(self, batch: _Batch) -> None:
         """Somebody else owns the session, or it is gone. What was asked is asked again of them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -20,7 +20,7 @@ from tenacity import (
 )
 from tenacity.stop import stop_base
 
-from understudy.actors.core.commands import StepProgress, StepRetrying, StreamedPart
+from understudy.actors.core.commands import StepFailed, StepProgress, StepRetrying, StreamedPart
 from understudy.actors.models.protocol import (
     Finish,
     Model,
@@ -46,6 +46,7 @@ E = TypeVar("E", ToolCall, Usage, Finish)
 
 FLUSH_EVERY_S: Final = 1.0
 MAX_RETRY_AFTER_S: Final = 300.0
+EVENTS_AT_ONCE: Final = 256
 _backoff: Final = wait_exponential(multiplier=0.5, max=30)
 
 
@@ -110,6 +111,7 @@ class ModelStream:
         self._flushing = False
         self._flush_timer: asyncio.Handle | None = None
         self._soon = False
+        self._given_up = False
 
     # --- the call ------------------------------------------------------------------------------
 
@@ -165,9 +167,12 @@ class ModelStream:
         )
 
     async def _attempt(self, request: ModelRequest) -> Answer:
+        limits = self._executor.rules.limits
+        if self._given_up:
+            raise ModelError("The step was closed before its model let go")
         self._texts.clear()
         try:
-            async with _Silence(self._executor.rules.limits.stream_idle_s) as silence:
+            async with _Silence(limits.stream_idle_s, self._give_up) as silence:
                 return await self._consume(self._model.stream(request), silence)
         except ModelError as error:
             if isinstance(error, ModelUnavailable) and self._texts and self._show:
@@ -178,11 +183,28 @@ class ModelStream:
             logger.exception("Model %s failed", self._model.model_id)
             raise ModelError(f"{type(error).__name__}: {error}") from error
 
+    def _give_up(self) -> None:
+        """Close the step of a model that does not let itself be cancelled."""
+        self._given_up = True
+        self._executor.send(
+            self.session_id,
+            StepFailed(
+                message_id=self.message_id,
+                parts=tuple(self.parts(ended=True)) if self._show else (),
+                failure=failure_of(ModelUnavailable("The model is silent and cannot be stopped")),
+            ),
+        )
+
     async def _consume(self, stream: AsyncIterator[Any], silence: _Silence) -> Answer:
         answer = Answer([])
+        events = 0
         try:
             async for event in stream:
                 silence.broken()
+                events += 1
+                if events % EVENTS_AT_ONCE == 0:
+                    # A stream that never waits would hold up every other one, and its own abort.
+                    await asyncio.sleep(0)
                 match event:
                     case TextDelta(text):
                         self._append(TextPart, text)
@@ -315,10 +337,14 @@ class ModelStream:
 
 
 class _Silence:
-    """Breaks the block off when nothing came for a while. Much cheaper than a timeout each."""
+    """Breaks the block off when nothing came for a while. Much cheaper than a timeout each.
 
-    def __init__(self, limit_s: float) -> None:
+    ``unheeded`` is called when the block has not ended as long again after that.
+    """
+
+    def __init__(self, limit_s: float, unheeded: Callable[[], None]) -> None:
         self._limit_s = limit_s
+        self._unheeded = unheeded
         self._loop = asyncio.get_running_loop()
         self._last_s = 0.0
         self._expired = False
@@ -336,9 +362,12 @@ class _Silence:
         left_s = self._last_s + self._limit_s - self._loop.time()
         if left_s > 0:
             self._timer = self._loop.call_later(left_s, self._look)
+        elif self._expired:
+            self._unheeded()
         elif self._task is not None:
             self._expired = True
             self._task.cancel()
+            self._timer = self._loop.call_later(self._limit_s, self._look)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._timer.cancel()

@@ -205,13 +205,19 @@ class Subscription:
                 await asyncio.to_thread(self._catch_up)
                 continue
             woken = loop.create_future()
+            waker = partial(_wake_loop, loop, woken)
             with self._condition:
                 if self._buffer or self._behind:
                     continue
                 if self._closed:
                     return None
-                self._wakers.append(partial(_wake_loop, loop, woken))
-            await woken
+                self._wakers.append(waker)
+            try:
+                await woken
+            finally:
+                with self._condition:
+                    if waker in self._wakers:  # it was cancelled, and nothing came
+                        self._wakers.remove(waker)
 
     def __iter__(self) -> Iterator[Event]:
         while (event := self.next()) is not None:

@@ -115,7 +115,6 @@ class Supervisor(PooledActor):
 
     def _count(self, news: Died) -> None:
         """Make the crash durable; the verdict follows from the count."""
-        reason = f"{type(news.error).__name__}: {news.error}"
         logger.error(
             "The actor of session %s crashed", news.session_id, exc_info=_details(news.error)
         )
@@ -124,20 +123,28 @@ class Supervisor(PooledActor):
         recent.append(now)
         within = sum(1 for moment in recent if now - moment <= self._policy.period_s)
         too_often = within > self._policy.intensity
+        self._record(news, 1 if too_often else self._policy.quarantine_after)
+
+    def _record(self, news: Died, quarantine_at: int) -> None:
+        """Say it to the store, again and again if need be: it is one crash all the same."""
         self._charge.store.record_crash(
             news.session_id,
-            reason=reason,
+            reason=f"{type(news.error).__name__}: {news.error}",
             culprit=news.culprit,
-            quarantine_at=1 if too_often else self._policy.quarantine_after,
-            done=lambda record, _, error: self._counted(news, record, error),
+            quarantine_at=quarantine_at,
+            done=lambda record, _, error: self._counted(news, quarantine_at, record, error),
         )
 
     def _counted(
-        self, news: Died, record: RestartRecord | None, error: BaseException | None
+        self,
+        news: Died,
+        quarantine_at: int,
+        record: RestartRecord | None,
+        error: BaseException | None,
     ) -> None:
         """The count is durable, or cannot be. In the writer's thread."""
         if record is None:
-            self._not_counted(news, error)
+            self._not_counted(news, quarantine_at, error)
         elif record.quarantined_ms is not None:
             self._recent.pop(news.session_id, None)
             self._charge.quarantined_now(news.session_id, record.reason)
@@ -161,13 +168,13 @@ class Supervisor(PooledActor):
                 lambda: self._charge.revive(news.session_id, news.mailbox, news.reason),
             )
 
-    def _not_counted(self, news: Died, error: BaseException | None) -> None:
+    def _not_counted(self, news: Died, quarantine_at: int, error: BaseException | None) -> None:
         """Gone or somebody else's: nothing to restart. A store that cannot write is waited for."""
         if isinstance(error, SessionNotFound | SessionClaimed | RuntimeClosed):
             self._charge.actor_ended(news.session_id, news.mailbox, error)
             return
         logger.error("The crash of %s could not be counted: %s", news.session_id, error)
-        self._charge.call_later(1.0, lambda: self._count(news))
+        self._charge.call_later(1.0, lambda: self._record(news, quarantine_at))
 
 
 def quarantine_error(session_id: str, reason: str) -> SessionQuarantined:

@@ -73,8 +73,8 @@ def connect(
     if reader:
         pragmas["query_only"] = 1
     database = SqliteDatabase(
-        f"{path.as_uri()}?mode=ro" if readonly else str(path),
-        uri=readonly,
+        f"{path.as_uri()}?mode={'ro' if readonly else 'rw'}" if reader or readonly else str(path),
+        uri=reader or readonly,
         pragmas=pragmas,
         lock_type="IMMEDIATE",
         timeout=BUSY_TIMEOUT_S,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from understudy.store.changes import Transaction
 
 LEASE_S: Final = 15.0
+STEADY: Final = 2  # renewals in time after which others have had time for theirs
 
 
 class Lease:
@@ -28,6 +29,8 @@ class Lease:
         self.host = socket.gethostname()
         self._base = path
         self._file: IO[bytes] | None = None
+        self._until_ms: int | None = None
+        self._steady = STEADY
 
     def lock_path(self, runtime_id: str) -> Path:
         return self._base.with_name(f"{self._base.name}-{runtime_id}.lock")
@@ -54,20 +57,43 @@ class Lease:
         for (other,) in tx.connection.execute("SELECT id FROM runtime").fetchall():
             if not self.alive(tx, other, now_ms=now_ms):
                 tx.connection.execute("DELETE FROM runtime WHERE id = ?", (other,))
+        self._until_ms = now_ms + int(self.lease_s * 1000)
         tx.connection.execute(
             "INSERT OR REPLACE INTO runtime (id, host, pid, started_ms, until_ms) "
             "VALUES (?, ?, ?, ?, ?)",
-            (self.runtime_id, self.host, os.getpid(), now_ms, now_ms + int(self.lease_s * 1000)),
+            (self.runtime_id, self.host, os.getpid(), now_ms, self._until_ms),
         )
 
     def renew(self, tx: Transaction, *, now_ms: int) -> None:
         """Extend the lease. A late renewal is as good as any: the claims' epochs are the fence."""
+        self._steady = self._steady + 1 if self._in_time(now_ms) else 0
+        until_ms = self._until_ms = now_ms + int(self.lease_s * 1000)
         renewed = tx.connection.execute(
             "UPDATE runtime SET until_ms = ? WHERE id = ?",
-            (now_ms + int(self.lease_s * 1000), self.runtime_id),
+            (until_ms, self.runtime_id),
         )
         if renewed.rowcount == 0:
             self.register(tx, now_ms=now_ms)
+        if self._file is not None and not self._is_held():
+            with contextlib.suppress(OSError):  # the next renewal tries again
+                self._file.close()
+                self.hold()
+
+    def _in_time(self, now_ms: int) -> bool:
+        """Whether this runtime's own lease holds, by the clock that others' are judged by."""
+        if self._until_ms is None:
+            return True
+        return self._until_ms - int(self.lease_s * 1000) <= now_ms < self._until_ms
+
+    def _is_held(self) -> bool:
+        """Whether the lock file others look at is still the one that is locked here."""
+        assert self._file is not None, "only asked while it is held"
+        try:
+            return os.path.samestat(
+                os.fstat(self._file.fileno()), self.lock_path(self.runtime_id).stat()
+            )
+        except (OSError, ValueError):
+            return False
 
     def alive(self, tx: Transaction, runtime_id: str, *, now_ms: int) -> bool:
         """Whether a runtime may still be at work."""
@@ -81,9 +107,13 @@ class Lease:
         host, until_ms = row
         # A lease from a future beyond any honest one was written by a clock that jumped.
         honest = until_ms <= now_ms + int(2 * max(LEASE_S, self.lease_s) * 1000)
-        if now_ms >= until_ms or not honest:
+        if host == self.host and not self._locked(runtime_id):
             return False
-        return host != self.host or self._locked(runtime_id)
+        if now_ms < until_ms and honest:
+            return True
+        # Who slept, or whose clock was set, finds everybody's lease as old as its own: on the same
+        # machine they were asleep too, and have yet to renew.
+        return host == self.host and not (self._in_time(now_ms) and self._steady >= STEADY)
 
     def _locked(self, runtime_id: str) -> bool:
         """Whether a process still holds the runtime's lock file."""

@@ -1,0 +1,317 @@
+"""Apps, models, hooks and people that do what they should not: it stays their own trouble."""
+
+import asyncio
+import os
+import sqlite3
+import sys
+import threading
+import time
+
+import pytest
+
+from understudy import Limits, RestartPolicy, Runtime, ScriptedModel, errors, signals, tool
+from understudy.actors.models.protocol import Finish, TextDelta
+from understudy.actors.models.scripted import Call, Gate, Say, Wait
+
+
+class Foreign:
+    """A model that somebody else wrote."""
+
+    provider_id = "foreign"
+    context_limit = 100_000
+    output_limit = 1_000
+
+    def __init__(self, model_id, stream):
+        self.model_id = model_id
+        self._stream = stream
+
+    def stream(self, request):
+        return self._stream(request)
+
+
+# --- models ------------------------------------------------------------------------------------
+
+
+def test_a_silent_model_that_will_not_be_cancelled_fails_its_turn(opened):
+    release = threading.Event()
+
+    async def stubborn(_):
+        while not release.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                continue
+        yield Finish("stop")
+
+    model = Foreign("stubborn", stubborn)
+    runtime = opened(models=[model], limits=Limits(stream_idle_s=0.05, model_attempts=3))
+    session = runtime.create_session(model="foreign/stubborn")
+    with pytest.raises(errors.TurnFailed, match="silent"):
+        session.prompt("go").result(timeout_s=10)
+    assert session.prompt("next", model="scripted").result(timeout_s=10).text == "next"
+    release.set()
+
+
+def test_a_model_that_never_pauses_holds_up_no_other_session_and_can_be_aborted(opened):
+    async def flood(_):
+        while True:
+            yield TextDelta("x")
+
+    runtime = opened(models=[Foreign("flood", flood)])
+    noisy = runtime.create_session(model="foreign/flood")
+    other = runtime.create_session()
+    turn = noisy.prompt("go")
+    assert other.prompt("meanwhile").result(timeout_s=10).text == "meanwhile"
+    assert noisy.abort()
+    with pytest.raises(errors.TurnAborted):
+        turn.result(timeout_s=10)
+
+
+# --- closing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["model", "coroutine tool", "coroutine hook"])
+def test_a_runtime_closed_from_its_own_event_loops_is_closed(path, place, eventually):
+    closed = []
+
+    def close():
+        closed.append(runtime.close())
+
+    @tool
+    async def shut() -> str:
+        """Close the runtime."""
+        close()
+        return "never told"
+
+    async def hook(_):
+        close()
+
+    def play(_):
+        if place == "model":
+            close()
+        return Call("shut", {}) if place == "coroutine tool" else Say("hi")
+
+    runtime = Runtime(
+        path,
+        model=ScriptedModel(play),
+        tools=[shut],
+        hooks={"before_prompt": hook} if place == "coroutine hook" else None,
+        durability="normal",
+    ).start()
+    session = runtime.create_session()
+    session.prompt("go", timeout_s=10)
+    eventually(lambda: closed)
+    assert not list(path.parent.glob("*.lock"))
+    with Runtime(path, durability="normal") as again:
+        assert again.session(session.id).prompt("mine").result(timeout_s=10).text == "mine"
+
+
+def test_whoever_closes_second_returns_when_it_is_closed(path, crew):
+    reached, release = threading.Event(), threading.Event()
+
+    def fault(point):
+        if point == "begin" and reached.is_set():
+            release.wait(10)
+
+    runtime = Runtime(path, durability="normal", fault=fault).start()
+    runtime.create_session()
+    reached.set()
+    closers = crew().call(lambda: (runtime.close(), list(path.parent.glob("*.lock"))), times=2)
+    closers.start()
+    release.set()
+    assert closers.outcomes() == [(True, [])] * 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_is_refused_and_takes_nothing_from_its_parent(opened, path):
+    runtime = opened()
+    session = runtime.create_session()
+    child = os.fork()
+    if child == 0:
+        try:
+            with pytest.raises(errors.RuntimeClosed, match="process"):
+                runtime.create_session()
+            with pytest.raises(errors.RuntimeClosed):
+                session.messages()
+            runtime.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    other = opened()
+    with pytest.raises(errors.SessionClaimed):
+        other.session(session.id).prompt("stolen")
+    assert session.prompt("mine").result(timeout_s=10).text == "mine"
+
+
+# --- hooks and receivers -----------------------------------------------------------------------
+
+
+def test_hooks_that_hang_keep_no_tool_from_running(opened):
+    release = threading.Event()
+
+    def hang(call):
+        if call.text == "hang":
+            release.wait(30)
+
+    @tool
+    def work() -> str:
+        """Work."""
+        return "worked"
+
+    runtime = opened(
+        ScriptedModel([Call("work", {}), "done"], repeat=True),
+        tools=[work],
+        hooks={"before_prompt": hang},
+        hook_s=0.05,
+        limits=Limits(tool_s=5.0),
+    )
+    turns = [runtime.create_session().prompt("hang") for _ in range(70)]
+    assert [turn.result(timeout_s=15).text for turn in turns] == ["done"] * 70
+    session = runtime.create_session()
+    assert session.prompt("go").result(timeout_s=15).text == "done"
+    assert [part.state.output for m in session.messages() for part in m.tools] == ["worked"]
+    release.set()
+
+
+def test_a_receiver_that_would_exit_ends_no_signals(opened, eventually):
+    seen = []
+
+    def leave(_, event):
+        sys.exit(f"at {event.type}")
+
+    def look(_, event):
+        seen.append(event.session_id)
+
+    runtime = opened()
+    with signals.prompt_settled.connected_to(leave), signals.prompt_settled.connected_to(look):
+        session = runtime.create_session()
+        for _ in range(3):
+            session.prompt("x").result(timeout_s=10)
+        eventually(lambda: seen == [session.id] * 3)
+
+
+# --- the store ---------------------------------------------------------------------------------
+
+
+def test_one_crash_that_is_hard_to_count_is_one_crash(opened, monkeypatch):
+    full = threading.Event()
+    tries = []
+
+    def fault(point):
+        if point == "commit" and full.is_set():
+            tries.append(point)
+            if len(tries) > 8:
+                full.clear()
+            raise sqlite3.OperationalError("database or disk is full")
+
+    runtime = opened(fault=fault, restart=RestartPolicy(intensity=2, backoff_s=0.001))
+    executor = runtime.engine.executor
+    soon = executor.call_later
+    monkeypatch.setattr(executor, "call_later", lambda s, call: soon(min(s, 0.01), call))
+    session = runtime.create_session()
+    full.set()
+    with pytest.raises(errors.ActorCrashed):
+        session._crash()
+    assert session.prompt("still here").result(timeout_s=10).text == "still here"
+    assert runtime.quarantined() == {}
+
+
+def test_a_delete_on_a_full_disk_is_refused_though_a_report_is_tried_again(opened, eventually):
+    full, gate = threading.Event(), Gate()
+
+    def fault(point):
+        if point == "commit" and full.is_set():
+            raise sqlite3.OperationalError("database or disk is full")
+
+    runtime = opened(ScriptedModel([[Wait(gate), Say("done")]]), fault=fault)
+    session = runtime.create_session()
+    turn = session.prompt("go")
+    gate.wait_reached()
+    full.set()
+    gate.open()
+    eventually(lambda: runtime.engine.registry.actor(session.id)._store_failures)
+    with pytest.raises(errors.StoreFull):
+        session.delete()
+    full.clear()
+    assert turn.result(timeout_s=10).text == "done"
+    assert session.delete().value == 1
+
+
+def test_a_lock_file_that_was_deleted_is_back_with_the_next_renewal(opened, path, eventually):
+    runtime = opened(lease_s=1.0)
+    session = runtime.create_session()
+    (lock,) = path.parent.glob("*.lock")
+    lock.unlink()
+    eventually(lock.exists)
+    eventually(runtime.engine.store.lease._is_held)
+    other = opened()
+    with pytest.raises(errors.SessionClaimed):
+        other.session(session.id).prompt("stolen")
+
+
+def test_a_database_that_was_moved_is_not_made_anew_by_a_reader(opened, path):
+    runtime = opened()
+    session = runtime.create_session()
+    path.rename(path.with_name("moved.db"))
+    idle = runtime.engine.store.read._idle
+    held = list(idle)
+    idle.clear()
+    with pytest.raises(errors.StoreUnreadable):
+        session.messages()
+    assert not path.exists()
+    idle.extend(held)
+
+
+# --- waiting -----------------------------------------------------------------------------------
+
+
+def test_a_cancelled_wait_for_events_leaves_nothing_behind(opened):
+    runtime = opened()
+
+    async def wait_in_vain(events):
+        for _ in range(20):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(events.next_async(), 0.001)
+
+    with runtime.events() as events:
+        asyncio.run(wait_in_vain(events))
+        assert events._wakers == []
+        runtime.create_session()
+        assert events.next(timeout_s=10).type == "session.created"
+
+
+def test_after_a_sleep_of_the_machine_nobody_takes_a_session_from_who_slept_too(opened):
+    class Slept:
+        """The system's clocks, after a nap that only the wall clock has noticed."""
+
+        nap_s = 0.0
+
+        def monotonic_s(self):
+            return time.monotonic()
+
+        def wall_ms(self):
+            return int((time.time() + Slept.nap_s) * 1000)
+
+    one, two = opened(clock=Slept()), opened(clock=Slept())
+    for runtime in (one, two):
+        runtime.engine.upkeep.stop()
+    session = one.create_session()
+    Slept.nap_s = 3600.0
+    with pytest.raises(errors.SessionClaimed):
+        two.session(session.id).prompt("stolen")
+    for runtime in (two, one):
+        runtime.engine.upkeep._renew()
+    with pytest.raises(errors.SessionClaimed):
+        two.session(session.id).prompt("stolen")
+    assert session.prompt("mine").result(timeout_s=10).text == "mine"
+    # Who then stays away is given up all the same.
+    for _ in range(3):
+        two.engine.upkeep._renew()
+        two.engine.store.run(lambda tx: None)
+    Slept.nap_s += 14.0
+    two.engine.upkeep._renew()
+    two.engine.store.run(lambda tx: None)
+    Slept.nap_s += 14.0
+    assert two.session(session.id).prompt("taken over").result(timeout_s=10).text == "taken over"
