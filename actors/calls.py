@@ -261,7 +261,7 @@ class CallRun:
 
         def job() -> None:
             thread_id.append(threading.get_ident())
-            if self.context.cancelled:
+            if self._is_over():
                 return
             value = _outcome_of(tool, given, self.context)
             _tell(loop, finished, value)
@@ -275,6 +275,10 @@ class CallRun:
                 self._executor.workers.abandon(thread_id[0])
             raise
 
+    def _is_over(self) -> bool:
+        """Whether the call was given up on before it began: its session may have been told so."""
+        return self.context.cancelled or self._executor.is_cancelling(self._part.session_id)
+
     async def _run_async(self, tool: Tool, given: dict[str, Any]) -> Any:
         """Like ``_run_sync`` on the tools' own loop: one that blocks it cannot stop a stream."""
         loop = asyncio.get_running_loop()
@@ -283,12 +287,14 @@ class CallRun:
         tools_loop = self._executor.tools_loop()
 
         async def job() -> None:
+            if self._is_over():
+                return
             _tell(loop, finished, await _outcome_of_async(tool, given, self.context))
 
         inherited = contextvars.copy_context()
 
         def start() -> None:
-            if not self.context.cancelled:
+            if not self._is_over():
                 task.append(tools_loop.create_task(job(), context=inherited))
 
         tools_loop.call_soon_threadsafe(start)

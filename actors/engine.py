@@ -53,6 +53,7 @@ from understudy.store.events import (
     Event,
     PromptSettled,
     SessionCreated,
+    SessionDeleted,
     SessionReset,
 )
 from understudy.store.ids import make_id
@@ -130,6 +131,7 @@ class Engine:
         self.outcomes = Outcomes()
         self.publisher.observe(self.outcomes.observe)
         self.publisher.observe(self._after_turn)
+        self.publisher.observe(self._forget_deleted)
         self.hooks = Hooks(self, config.hooks, hook_s=config.hook_s)
         self.executor = Executor(self)
         self.pool = self.platform.dispatcher(config.threads, monotonic_s=self.clock.monotonic_s)
@@ -567,6 +569,13 @@ class Engine:
                     outcome=fact.info.outcome,
                 )
 
+    def _forget_deleted(self, event: Event) -> None:
+        """Drop what is kept of a deleted session, whichever process deleted it."""
+        if type(event.data) is SessionDeleted:
+            self.executor.forget(event.session_id)
+            self.supervisor.forget(event.session_id)
+            self.registry.quarantined.pop(event.session_id, None)
+
     def tell_live(
         self, session_id: str, command: Command, done: Pending[Any] | None = None
     ) -> None:
@@ -600,9 +609,6 @@ class Engine:
         for info in infos:
             session_id = info.id
             self.executor.cancel(session_id, "delete")
-            self.executor.forget(session_id)
-            self.supervisor.forget(session_id)
-            self.registry.quarantined.pop(session_id, None)
             self.registry.remove(
                 session_id,
                 SessionNotFound(f"Session {session_id} was deleted", session_id=session_id),

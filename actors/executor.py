@@ -108,7 +108,7 @@ class Executor:
         self._readers = host.platform.calls("understudy-context", _READERS)
         self._lock = threading.Lock()
         self._todo: deque[tuple[str, Sequence[Effect]]] = deque()
-        self._unstarted: dict[str, int] = {}
+        self._unstarted: dict[str, deque[Sequence[Effect]]] = {}
         self._woken = False
         self._executions: dict[str, Execution] = {}
         self._asks: dict[str, Pending[Ask]] = {}
@@ -209,7 +209,7 @@ class Executor:
         """Start effects of a committed decision, in order."""
         with self._lock:
             self._todo.append((session_id, effects))
-            self._unstarted[session_id] = self._unstarted.get(session_id, 0) + 1
+            self._unstarted.setdefault(session_id, deque()).append(effects)
             if self._woken:
                 return
             self._woken = True
@@ -234,10 +234,9 @@ class Executor:
                 except Exception:
                     logger.exception("Could not start %r", effect)
             with self._lock:
-                left = self._unstarted[session_id] - 1
-                if left:
-                    self._unstarted[session_id] = left
-                else:
+                unstarted = self._unstarted[session_id]
+                unstarted.popleft()
+                if not unstarted:
                     del self._unstarted[session_id]
 
     def _apply(self, session_id: str, effect: Effect) -> None:
@@ -306,6 +305,8 @@ class Executor:
 
     def _turn_expired(self, session_id: str, execution: Execution, message_id: str) -> None:
         execution.turn_timer = None
+        if not execution.tasks and self._executions.get(session_id) is execution:
+            del self._executions[session_id]
         self.send(session_id, Abort(message_id=message_id, reason="timeout"))
 
     # --- the end -------------------------------------------------------------------------------
@@ -326,6 +327,15 @@ class Executor:
                 task.cancel()
         if not self._closed:
             self._loop.run_in_executor(self._readers, self.host.abort_children, session_id, reason)
+
+    def is_cancelling(self, session_id: str) -> bool:
+        """Whether what runs for a session is about to end: nothing more may begin."""
+        with self._lock:
+            return any(
+                type(effect) is Cancel
+                for effects in self._unstarted.get(session_id, ())
+                for effect in effects
+            )
 
     def is_running(self, session_id: str, key: str) -> bool:
         """Whether something works for a message or part, or soon will. For the watchdog."""

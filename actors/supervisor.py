@@ -171,6 +171,7 @@ class Supervisor(PooledActor):
     def _not_counted(self, news: Died, quarantine_at: int, error: BaseException | None) -> None:
         """Gone or somebody else's: nothing to restart. A store that cannot write is waited for."""
         if isinstance(error, SessionNotFound | SessionClaimed | RuntimeClosed):
+            self.forget(news.session_id)
             self._charge.actor_ended(news.session_id, news.mailbox, error)
             return
         logger.error("The crash of %s could not be counted: %s", news.session_id, error)

@@ -59,6 +59,9 @@ class WorkerThreads:
         me = threading.get_ident()
         while True:
             with self._lock:
+                if self._closed and not self._waiting:
+                    self._threads -= 1
+                    return
                 self._idle += 1
             try:
                 job = self._jobs.get(timeout=_LINGER_S)

@@ -203,6 +203,12 @@ def _reaches_back(rows: Rows) -> bool:
     return rows.whole and bool(rows.events) and rows.events[0][2] == "session.created"
 
 
+def _this_life(rows: Rows) -> list[tuple[int, int, str, Row]]:
+    """The events since the session's last creation: a deleted id may be used again."""
+    births = [n for n, (_, _, kind, _) in enumerate(rows.events) if kind == "session.created"]
+    return rows.events[births[-1] if births else 0 :]
+
+
 def _removed(rows: Rows, message_id: str) -> bool:
     """Whether a revert took the message away, as far as the journal still says."""
     return not _reaches_back(rows) or any(
@@ -226,7 +232,7 @@ def _wrong_columns(rows: Rows) -> Iterator[tuple[str, str, str]]:
 def _check_prompts(rows: Rows, result: Audit) -> None:
     """Each prompt is accepted once and settled once, with an answer if it says so."""
     for kind in ("prompt.accepted", "prompt.settled"):
-        told = Counter(f["info"]["messageID"] for _, _, k, f in rows.events if k == kind)
+        told = Counter(f["info"]["messageID"] for _, _, k, f in _this_life(rows) if k == kind)
         for message_id, times in told.items():
             if times > 1:
                 result.found("duplicated", rows.id, f"{kind} {times} times for {message_id}")

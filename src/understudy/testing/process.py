@@ -1,0 +1,159 @@
+"""A process: one runtime with everything under it, that can fail, freeze and be killed."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from understudy.actors.core.commands import Command
+from understudy.actors.pending import Pending
+from understudy.actors.runtime import Runtime
+from understudy.store.changes import Change
+from understudy.store.writer import Done
+from understudy.testing.platform import Simulated
+from understudy.testing.scheduler import Killed, Life, Scheduler, Source
+
+FAILURES = {
+    "busy": "database is locked",
+    "full": "database or disk is full",
+    "error": "disk I/O error",
+}
+
+
+class Plan:
+    """Faults that are due: each is armed by the script and happens once it is reached."""
+
+    def __init__(self) -> None:
+        self.failures: list[tuple[str, str]] = []  # (point, kind) of the next commits
+        self.kill_at: tuple[str, int] | None = None  # at this point of the n-th commit from now
+        self.deliveries: list[str] = []  # what becomes of the next reports of executors
+        self.hang_s: list[float] = []  # how long the next commits of actors hang
+
+    def clear(self) -> None:
+        self.__init__()  # type: ignore[misc]  # as new
+
+
+class Process:
+    """A runtime on a simulated platform. ``committed`` is called after each of its commits."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        name: str,
+        path: Path,
+        *,
+        committed: Callable[[Process], None],
+        **options: Any,
+    ) -> None:
+        self.life = Life(name)
+        self.life.on_death = self.kill
+        self.plan = Plan()
+        self.platform = Simulated(scheduler, self.life)
+        self._scheduler = scheduler
+        self._committed = committed
+        self._courier = Source(scheduler, self.life, "courier", shuffled=True)
+        self.runtime = Runtime(
+            path,
+            clock=scheduler.clock,
+            platform=self.platform,
+            fault=self._fault,
+            durability="normal",
+            **options,
+        )
+        self.engine = self.runtime.engine
+        self.client = self.platform.loop("client").loop
+        self._deliver = self.engine.tell_live
+        self._commit = self.engine.store.commit
+        self.engine.tell_live = self._tell_live  # type: ignore[method-assign]
+        self.engine.store.commit = self._hanging_commit  # type: ignore[method-assign]
+
+    @property
+    def name(self) -> str:
+        return self.life.name
+
+    @property
+    def alive(self) -> bool:
+        return not self.life.dead
+
+    # --- life ----------------------------------------------------------------------------------
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Call something of the runtime that waits. None if the process is killed meanwhile."""
+        before, self._scheduler.running = self._scheduler.running, self.life
+        try:
+            return work()
+        except Killed:
+            self.kill()
+            return None
+        finally:
+            self._scheduler.running = before
+
+    def kill(self) -> None:
+        """Nothing in memory survives; what was not committed is gone."""
+        if self.life.dead:
+            return
+        self.life.dead = True
+        for place in self.platform.loops:
+            place.reap()
+        self._scheduler.bury(self.life)
+        store = self.engine.store
+        if store._database is not None:  # noqa: SLF001 - a kill asks nobody
+            with suppress(sqlite3.Error):
+                store._database.close()  # noqa: SLF001
+        if store._reads is not None:  # noqa: SLF001
+            store._reads.close()  # noqa: SLF001
+        if store.lease._file is not None:  # noqa: SLF001
+            store.lease._file.close()  # noqa: SLF001
+
+    def close(self) -> None:
+        """End as a well-behaved program does."""
+        self.run(lambda: self.runtime.close(timeout_s=30.0))
+        self.kill()
+
+    # --- faults --------------------------------------------------------------------------------
+
+    def _fault(self, point: str) -> None:
+        plan = self.plan
+        if plan.kill_at is not None and plan.kill_at[0] == point:
+            left = plan.kill_at[1] - 1
+            plan.kill_at = (point, left)
+            if left <= 0:
+                if point == "committed":
+                    self._committed(self)
+                raise Killed
+        if plan.failures and plan.failures[0][0] == point:
+            _, kind = plan.failures.pop(0)
+            raise sqlite3.OperationalError(FAILURES[kind])
+        if point == "committed":
+            self._committed(self)
+
+    def _tell_live(
+        self, session_id: str, command: Command, done: Pending[Any] | None = None
+    ) -> None:
+        """Deliver what an executor reports: as it should be, late, twice or never."""
+        fate = self.plan.deliveries.pop(0) if self.plan.deliveries else "well"
+        if fate == "lost":
+            return
+        if fate == "late":
+            self._courier.add_later(0.7, lambda: self._deliver(session_id, command, done))
+            return
+        self._deliver(session_id, command, done)
+        if fate == "twice":
+            self._deliver(session_id, command)
+
+    def _hanging_commit(self, change: Change, done: Done, **options: Any) -> None:
+        """The thread of an actor may stop at the worst moment: decided, and not yet committed."""
+        if self.plan.hang_s and self._scheduler.depth == 1:
+            wake_s = self._scheduler.clock.monotonic_s() + self.plan.hang_s.pop(0)
+            self._scheduler.depth -= 1  # others run, upkeep too: this is one thread of several
+            try:
+                while self._scheduler.clock.monotonic_s() < wake_s and self.alive:
+                    self._scheduler.step(before_s=wake_s)
+            finally:
+                self._scheduler.depth += 1
+            if self.life.dead:
+                raise Killed
+        self._commit(change, done, **options)

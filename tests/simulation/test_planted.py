@@ -1,0 +1,27 @@
+"""The simulator catches every planted bug within a thousand seeds."""
+
+import logging
+
+import pytest
+from planted import PLANTED
+
+from understudy.testing import Simulation
+
+SEEDS = 1_000
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("bug", PLANTED, ids=[bug.name for bug in PLANTED])
+def test_a_planted_bug_is_caught(bug):
+    with bug.plant():
+        for seed in range(SEEDS):
+            if Simulation(seed).run().findings:
+                return
+    pytest.fail(f"{bug.name}: not caught within {SEEDS} seeds")
