@@ -69,8 +69,7 @@ def settings(field: str, value: S | None, default: S) -> S:
         return default
     kind = type(default)
     if not isinstance(value, kind):
-        wanted, got = kind.__name__, type(value).__name__
-        raise InvalidInput(f"{field} is a {wanted}, not {got}", field=field)
+        raise InvalidInput(f"{field} is a {kind.__name__}, not {type(value).__name__}", field=field)
     options = msgspec.structs.asdict(value)
     try:
         msgspec.convert(options, kind)
@@ -106,6 +105,12 @@ def models(field: str, value: object) -> tuple[Model, ...]:
                 "output_limit and stream()",
                 field=field,
             )
+        for limit in ("context_limit", "output_limit"):
+            tokens = getattr(each, limit)
+            if not isinstance(tokens, int) or tokens < 1:
+                raise InvalidInput(
+                    f"{field}: {limit} is a number of tokens, not {tokens!r}", field=field
+                )
     return made
 
 

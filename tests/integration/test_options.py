@@ -11,6 +11,8 @@ from understudy.testing import ScriptedModel, echo
 BAD_OPTIONS = {
     "a model that is none": {"model": object()},
     "a model's class": {"model": ScriptedModel},
+    "a word for a limit of tokens": {"model": ScriptedModel("Yes.", context_limit="9000")},
+    "a model without room": {"models": [ScriptedModel("Yes.", context_limit=0)]},
     "names for further models": {"models": ["scripted"]},
     "a word for models": {"models": "scripted"},
     "one model for models": {"models": echo()},
