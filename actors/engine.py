@@ -625,7 +625,12 @@ class Engine:
         if known:
             forgotten: Pending[Any] = Pending()
             self._forgetting[infos[-1].id] = forgotten
-            self.in_background(lambda: [tracker.forget(each) for each in known], forgotten)
+
+            def forget() -> None:
+                for session_id in known:
+                    tracker.forget(session_id)
+
+            self.in_background(forget, forgotten)
 
     def session_recovered(
         self, session_id: str, reason: Reason, facts: tuple[AnyFact, ...]

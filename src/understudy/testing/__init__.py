@@ -1,9 +1,15 @@
 """Testing: the runtime without its threads, for tests of your own and for finding what is wrong.
 
-from understudy.testing import Simulation
+    from understudy.testing import Simulation
 
-result = Simulation(seed=7).run()
-assert not result.findings
+    result = Simulation(seed=7).run()
+    assert not result.findings
+
+A failing seed is the report: run it again and the same happens, step by step. ``shrink`` leaves out
+of its script what the failure does not need.
+
+What tests of an app need is here too: the acts of a ``ScriptedModel``, a ``Gate`` to hold it at, a
+``DetachedContext`` to call a tool with, ``crash`` for a session's actor.
 """
 
 from understudy.testing.doubles import (
@@ -26,6 +32,7 @@ from understudy.testing.doubles import (
     echo,
 )
 from understudy.testing.script import Act
+from understudy.testing.shrinking import shrink
 from understudy.testing.simulation import Result, Simulation
 
 __all__ = [
@@ -49,4 +56,5 @@ __all__ = [
     "Wait",
     "crash",
     "echo",
+    "shrink",
 ]
