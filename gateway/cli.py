@@ -201,6 +201,7 @@ def _run_doctor(args: argparse.Namespace) -> int:
 def _chaos(commands: Any) -> None:
     parser = commands.add_parser("chaos", help="provoke failures on purpose")
     kinds = parser.add_subparsers(metavar="KIND", required=True)
+    _sim(kinds)
     soak = kinds.add_parser(
         "soak",
         help="steady load with crashes: does anything grow?",
@@ -213,6 +214,30 @@ def _chaos(commands: Any) -> None:
     soak.add_argument("--plot", metavar="FILE", help="draw what was measured, as SVG")
     soak.add_argument("--json", action="store_true", help="print JSON and nothing else")
     soak.set_defaults(command=_run_soak)
+
+
+def _sim(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "sim",
+        help="simulate the runtime by seed, with every kind of fault",
+        description="Runs the real runtime in one thread, where a seeded generator decides what "
+        "happens next: which actor, which commit, which delivery, crash, kill, freeze or failing "
+        "store. Checks the guarantees after every commit, then takes the faults away and waits for "
+        "everything to settle. A seed that breaks a guarantee is shrunk. Exit code 1 if one did.",
+    )
+    add = parser.add_argument
+    add("--seed", type=int, default=0, metavar="S", help="the first seed (%(default)s)")
+    add("--seeds", type=_count, default=100, metavar="N", help="how many (%(default)s)")
+    add("--steps", type=_count, default=300, metavar="M", help="with faults, each (%(default)s)")
+    add("--processes", type=_count, default=0, metavar="P", help="side by side (one a processor)")
+    add("--trace", action="store_true", help="print what happened, step by step")
+    parser.set_defaults(command=_run_sim)
+
+
+def _run_sim(args: argparse.Namespace) -> int:
+    from understudy.gateway.chaos import simulate
+
+    return simulate(args)
 
 
 def _run_soak(args: argparse.Namespace) -> int:
