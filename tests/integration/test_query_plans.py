@@ -140,6 +140,7 @@ def queries(read, session_id):
     read.is_unfinished(session_id)
     read.runtimes()
     read.owner(session_id)
+    read.claims([session_id])
     read.message(session_id, message)
     read.turn(session_id, 1)
     read.marker(session_id, message)
