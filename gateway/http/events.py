@@ -171,6 +171,7 @@ class Hub:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self.cursor = 0
+        self.first = 0
         self.connections: set[Connection] = set()
         self.dropped = 0
         self._count = 0
@@ -180,7 +181,7 @@ class Hub:
 
     def start(self) -> None:
         subscription = self._gateway.runtime.events(buffer=_SUBSCRIPTION)
-        self.cursor = subscription.cursor
+        self.cursor = self.first = subscription.cursor
         self._task = asyncio.create_task(self._follow(subscription), name="understudy-hub")
 
     async def _follow(self, subscription: Any) -> None:

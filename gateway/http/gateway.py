@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -11,7 +13,7 @@ import msgspec
 
 import understudy
 from understudy.actors.session import Session
-from understudy.errors import UnderstudyError
+from understudy.errors import SessionNotFound
 from understudy.gateway.http.builtin import PROVIDER
 from understudy.gateway.http.events import Hub, Item
 from understudy.gateway.http.wire import Wire
@@ -21,6 +23,9 @@ from understudy.store.events import (
     MessageUpdated,
     PartDelta,
     PartUpdated,
+    PermissionAsked,
+    PermissionReplied,
+    SessionDeleted,
     SessionIdle,
     SessionStatus,
 )
@@ -29,10 +34,21 @@ from understudy.store.records import Session as SessionRecord
 
 if TYPE_CHECKING:
     from understudy.actors.models.protocol import Model
+    from understudy.actors.recovery_report import RecoveryReport
     from understudy.actors.runtime import Runtime
 
 RECAP_S: Final = 120.0
 """How long after the start connecting clients are told what recovery closed."""
+
+RECAP_EVENTS: Final = 1000
+
+_TOLD_AGAIN: Final = (
+    MessageUpdated,
+    PartUpdated,
+    PermissionReplied,
+    SessionStatus,
+    SessionIdle,
+)
 
 T = TypeVar("T")
 
@@ -78,34 +94,55 @@ class Gateway:
     # --- what a client that was away must know -------------------------------------------------
 
     async def recap(self, directory: str | None) -> list[Item]:
-        """What recovery closed at the start, as events: clients that reconnect ask for nothing."""
+        """What a client that reconnects after a restart must be told, for it asks for nothing.
+
+        That is what recovery closed, and on the stream of all directories, which those clients
+        read, also what has happened since.
+        """
         if time.monotonic() > self._recap_until_s:
             return []
-        items: list[Item] = []
+        facts: list[Fact] = []
         for report in self.runtime.recovered:
             place = self.wire.directory_of(report.session_id)
             if directory is None or place == directory:
-                try:
-                    items += await self.read(
-                        lambda each=report: self._closed(each.session_id, each.messages)  # type: ignore[misc]
-                    )
-                except UnderstudyError:
-                    continue  # deleted in the meantime
-        return items
-
-    def _closed(self, session_id: str, message_ids: tuple[str, ...]) -> list[Item]:
-        """A recovered session's closed messages and parts as they are now, and its rest."""
+                facts += await self.read(partial(self._closed, report))
+        if directory is None:
+            facts += await self.read(self._since_start)
         now = self.runtime.engine.clock.wall_ms()
+        return [self._item(fact, now) for fact in facts]
+
+    def _closed(self, report: RecoveryReport) -> list[Fact]:
+        """A recovered session's closed messages and parts as they are now, and its rest."""
+        engine, session_id = self.runtime.engine, report.session_id
+        now = engine.clock.wall_ms()
         facts: list[Fact] = []
-        for message_id in message_ids:
-            pair = self.runtime.engine.store.read.message(session_id, message_id)
+        for message_id in report.messages:
+            pair = engine.store.read.message(session_id, message_id)
             if pair is not None:
                 facts.append(MessageUpdated(session_id=session_id, info=pair[0]))
                 facts += [PartUpdated(session_id=session_id, part=p, time=now) for p in pair[1]]
-        if self.runtime.engine.status_of(session_id)["type"] in ("idle", "quarantined"):
-            facts.append(SessionStatus(session_id=session_id, status=IDLE))
-            facts.append(SessionIdle(session_id=session_id))
-        return [self._item(fact, now) for fact in facts]
+        with suppress(SessionNotFound):  # deleted in the meantime
+            if engine.status_of(session_id)["type"] in ("idle", "quarantined"):
+                facts.append(SessionStatus(session_id=session_id, status=IDLE))
+                facts.append(SessionIdle(session_id=session_id))
+        return facts
+
+    def _since_start(self) -> list[Fact]:
+        """What has been committed lately, as far as telling it again says what is true now."""
+        reads = self.runtime.engine.store.read
+        newest = self.runtime.cursor
+        events = reads.events(after=max(self.hub.first, newest - RECAP_EVENTS), upto=newest)
+        waiting = {ask.id for ask in reads.asks()}
+        gone = {each.session_id for each in events if isinstance(each.data, SessionDeleted)}
+        return [
+            each.data
+            for each in events
+            if each.session_id not in gone
+            and (
+                isinstance(each.data, _TOLD_AGAIN)
+                or (isinstance(each.data, PermissionAsked) and each.data.info.id in waiting)
+            )
+        ]
 
     async def open_texts(self, directory: str | None) -> list[Item]:
         """Every text that is being written, as it stands: what was missed is in it."""
@@ -114,19 +151,20 @@ class Gateway:
             for each in self.runtime.engine.publisher.live_texts()
             if directory is None or self.wire.directory_of(each.session_id) == directory
         ]
-        return await self.read(lambda: self._grown(live)) if live else []
-
-    def _grown(self, live: list[PartDelta]) -> list[Item]:
+        facts = await self.read(lambda: self._grown(live)) if live else []
         now = self.runtime.engine.clock.wall_ms()
-        items = []
+        return [self._item(fact, now) for fact in facts]
+
+    def _grown(self, live: list[PartDelta]) -> list[Fact]:
+        now = self.runtime.engine.clock.wall_ms()
+        facts: list[Fact] = []
         for each in live:
             pair = self.runtime.engine.store.read.message(each.session_id, each.message_id)
             for part in pair[1] if pair is not None else ():
                 if part.id == each.part_id and isinstance(part, TextPart | ReasoningPart):
                     grown = msgspec.structs.replace(part, text=each.delta)
-                    fact = PartUpdated(session_id=each.session_id, part=grown, time=now)
-                    items.append(self._item(fact, now))
-        return items
+                    facts.append(PartUpdated(session_id=each.session_id, part=grown, time=now))
+        return facts
 
     def _item(self, fact: Fact, now: int) -> Item:
         return self.hub.item(Event(fact.type, fact.session_id, None, None, now, fact))

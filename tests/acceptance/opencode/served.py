@@ -37,6 +37,10 @@ def run_bash(step):
     return Say("The tool printed hi-from-tool")
 
 
+def ask_bash(step):
+    return Say("I was allowed to") if step else Call("bash", {"command": "echo ask-first"})
+
+
 def sleep_bash(step):
     if step == 0:
         return [Say("I will wait"), Call("bash", {"command": "sleep 60"})]
@@ -45,6 +49,7 @@ def sleep_bash(step):
 
 ANSWERS = {
     "run-bash": run_bash,
+    "ask-bash": ask_bash,
     "sleep-bash": sleep_bash,
     "long-stream": lambda _: stream(400, 0.05),
     "slow": lambda _: [Say("Let me see. "), Wait(1.0), Say("It is done.")],
@@ -61,7 +66,8 @@ async def stream(count, pause_s):
 
 def main(database, directory, port="0"):
     models = [ScriptedModel(play, provider_id="mock", model_id=name) for name in ("fast", "slow")]
-    run(build(database, models=models, directory=directory), port=int(port))
+    asks = {"bash": {"echo ask-first": "ask"}}
+    run(build(database, models=models, directory=directory, permissions=asks), port=int(port))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """OpenCode's own clients work against understudy, unmodified."""
 
 import signal
+import time
 from importlib.util import find_spec
 
 import clients
+import httpx
 import pytest
 
 IDLE = "ctrl+p commands"
@@ -82,6 +84,25 @@ def test_the_tui_stops_spinning_when_a_killed_server_is_back(tui, server):
     tui.until(lambda screen: BUSY not in screen)
     tui.type("and now")
     tui.until("You said: and now")
+
+
+def test_the_tui_answers_a_permission_that_waited_over_a_kill(tui, server):
+    tui.until(IDLE)
+    tui.type("ask-bash please")
+    tui.until("Allow once")
+    server.end(signal.SIGKILL)
+    server.start()
+    tui.until(lambda _: _asks(server))
+    deadline = time.monotonic() + clients.DEADLINE_S
+    while _asks(server):  # until the terminal has found its way back, Enter is lost
+        assert time.monotonic() < deadline
+        tui.press("Enter")
+        time.sleep(1)
+    tui.until("I was allowed to")
+
+
+def _asks(server):
+    return httpx.get(f"{server.url}/permission", trust_env=False).json()
 
 
 # --- Python ------------------------------------------------------------------------------------
