@@ -81,16 +81,24 @@ async def create(call: Call) -> Any:
 
 async def listing(call: Call) -> Any:
     """Sessions of the call's directory, the most recently changed first."""
-    found = await call.gateway.runtime.sessions(
-        directory=call.directory,
-        roots=call.flag("roots"),
-        search=call.query("search"),
-        archived=None if call.flag("archived") else False,
-        limit=call.limit(LISTED),
-    )
-    since = call.number("start") or 0
-    records = (each.record for each in found)
-    return [call.gateway.wire.session(each) for each in records if each.time.updated >= since]
+    gateway, limit, since = call.gateway, call.limit(LISTED), call.number("start") or 0
+    # Sessions that name no directory, of a program's own runtime, work in the server's.
+    directories = [call.directory, ""] if call.directory == gateway.directory else [call.directory]
+    records = [
+        each.record
+        for directory in directories
+        for each in await gateway.runtime.sessions(
+            directory=directory,
+            roots=call.flag("roots"),
+            search=call.query("search"),
+            archived=None if call.flag("archived") else False,
+            limit=limit,
+        )
+        if each.record.time.updated >= since
+    ]
+    if len(directories) > 1:
+        records.sort(key=lambda each: (-each.time.updated, each.id))
+    return [gateway.wire.session(each) for each in records[:limit]]
 
 
 async def get(call: Call) -> Any:

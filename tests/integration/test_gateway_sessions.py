@@ -117,6 +117,17 @@ def test_messages_and_parts_are_edited_while_the_session_rests(served):
     assert client.get(url).status_code == 404
 
 
+def test_sessions_of_a_program_are_listed_with_those_of_clients(served, opened):
+    runtime = opened()
+    own = runtime.create_session(title="of a program")
+    runtime.close()
+    client = served().client()
+    made = client.post("/session").json()["id"]
+    assert ids(client) == [made, own.id]
+    assert ids(client, limit=1) == [made]
+    assert client.get(f"/session/{own.id}").json()["directory"].endswith("/work")
+
+
 # --- directories -------------------------------------------------------------------------------
 
 
