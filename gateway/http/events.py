@@ -258,8 +258,8 @@ class Hub:
                 self._texts[fact.part.id] = len(fact.part.text)
         return event
 
-    async def flushed(self) -> None:
-        """Wait until everything published so far has left for every client, or a short while.
+    async def flushed(self, session_id: str) -> None:
+        """Wait until what is published of a session has left for its clients, or a short while.
 
         ``opencode run`` leaves when its prompt is answered, whatever it has not yet been shown.
         """
@@ -270,17 +270,17 @@ class Hub:
             self._waiters.append((target, arrived))
             with suppress(TimeoutError):
                 await asyncio.wait_for(arrived, FLUSH_S)
+        directory = self._gateway.wire.directory_of(session_id)
+        theirs = [each for each in self.connections if each.directory in (None, directory)]
         marks = {
-            mark: each
-            for each in self.connections
-            if not each.lagging and (mark := each.mark()) is not None
+            mark: each for each in theirs if not each.lagging and (mark := each.mark()) is not None
         }
         if marks:
             left_s = max(0.0, deadline - asyncio.get_running_loop().time())
             _, late = await asyncio.wait(marks, timeout=left_s)
             for mark in late:
                 marks[mark].lagging = True  # who reads slowly is waited for once
-        youngest_s = max((each.opened_s for each in self.connections), default=0.0)
+        youngest_s = max((each.opened_s for each in theirs if each.directory), default=0.0)
         if (young_s := youngest_s + YOUNG_S - time.monotonic()) > 0:
             await asyncio.sleep(young_s)
 

@@ -139,7 +139,7 @@ async def shell(call: Call) -> Any:
         tools={"*": False},
     )
     await _outcome(turn)
-    await call.gateway.hub.flushed()
+    await call.gateway.hub.flushed(call.session_id)
     for each in await turn.session.messages(limit=20):
         if getattr(each.info, "parent_id", None) == turn.message_id and each.tools:
             return call.gateway.wire.transcript(each.info, each.parts)
@@ -228,7 +228,7 @@ async def _outcome(turn: Turn) -> TurnError | None:
 async def _answered(call: Call, turn: Turn) -> Any:
     """The turn's last message. One that was aborted or failed says so in its ``error``."""
     error = await _outcome(turn)
-    await call.gateway.hub.flushed()
+    await call.gateway.hub.flushed(call.session_id)
     session_id, message_id = turn.session.id, turn.message_id
     reads = call.gateway.runtime.engine.store.read
 

@@ -159,7 +159,7 @@ async def fork(call: Call) -> Any:
 async def abort(call: Call) -> Any:
     """End what runs and what waits, with its tools and their processes."""
     await call.session().abort(queued=True)
-    await call.gateway.hub.flushed()
+    await call.gateway.hub.flushed(call.session_id)
     return True
 
 
@@ -167,7 +167,7 @@ async def summarize(call: Call) -> Any:
     """Compact the session; answers when the summary has replaced the history."""
     compaction = await call.session().compact()
     await compaction.result()
-    await call.gateway.hub.flushed()
+    await call.gateway.hub.flushed(call.session_id)
     return True
 
 
