@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -21,18 +20,14 @@ def simulate(args: argparse.Namespace) -> int:
     seeds = range(args.seed, args.seed + args.seeds)
     print(f"seed {seeds.start}, {len(seeds)} seeds of about {args.steps} steps", flush=True)
     began = time.monotonic()
-    logging.disable(logging.CRITICAL)  # what the runtime says about faults made on purpose
-    try:
-        broken = events = 0
-        for result in _results(seeds, args.steps, args.processes):
-            events += result.events
-            if result.findings:
-                broken += 1
-                _report(result, trace=args.trace)
-            elif args.trace:
-                print(*result.trace, f"digest {result.digest}", sep="\n")
-    finally:
-        logging.disable(logging.NOTSET)
+    broken = events = 0
+    for result in _results(seeds, args.steps, args.processes):
+        events += result.events
+        if result.findings:
+            broken += 1
+            _report(result, trace=args.trace)
+        elif args.trace:
+            print(*result.trace, f"digest {result.digest}", sep="\n")
     seconds = time.monotonic() - began
     print(
         f"{len(seeds)} seeds, {events} events in {seconds:.1f} s "
@@ -53,7 +48,6 @@ def _results(seeds: range, steps: int, processes: int) -> Iterator[Result]:
 
 
 def _run(seed: int, steps: int) -> Result:
-    logging.disable(logging.CRITICAL)
     return Simulation(seed, steps=steps, keep_trace=True).run()
 
 

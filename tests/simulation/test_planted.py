@@ -1,20 +1,11 @@
 """The simulator catches every planted bug within a thousand seeds."""
 
-import logging
-
 import pytest
 from planted import PLANTED
 
 from understudy.testing import Simulation
 
 SEEDS = 1_000
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.timeout(300)

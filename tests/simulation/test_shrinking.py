@@ -1,21 +1,11 @@
 """What a failing seed becomes: the least script that still fails, and the command's report."""
 
-import logging
-
-import pytest
 from planted import PLANTED
 
 from understudy.gateway.cli import main
 from understudy.testing import Simulation, shrink
 
 BUGS = {bug.name: bug for bug in PLANTED}
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def test_a_failure_shrinks_to_the_acts_it_needs():

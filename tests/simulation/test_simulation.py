@@ -1,6 +1,5 @@
 """The simulator: the same seed tells the same story, and no seed tells of a broken guarantee."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -12,21 +11,13 @@ import pytest
 
 from understudy.testing import Act, Simulation
 
-SEEDS = int(os.environ.get("UNDERSTUDY_SEEDS", "600"))
+SEEDS = int(os.environ.get("UNDERSTUDY_SEEDS", "2000"))
 FIRST = int(os.environ.get("UNDERSTUDY_FIRST_SEED", "0"))
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """What the runtime logs of faults is not the test's output."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def digests(seeds: str, hash_seed: str) -> str:
     code = (
-        "import logging, sys; logging.disable(logging.CRITICAL)\n"
+        "import sys\n"
         "from understudy.testing import Simulation\n"
         "for seed in sys.argv[1].split():\n"
         "    result = Simulation(int(seed), keep_trace=True).run()\n"
@@ -61,7 +52,6 @@ def test_a_script_can_be_played_by_hand():
 
 
 def one(seed: int) -> tuple[int, tuple[tuple[str, str], ...]]:
-    logging.disable(logging.CRITICAL)
     return seed, Simulation(seed).run().findings
 
 

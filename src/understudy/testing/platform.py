@@ -25,6 +25,10 @@ class Simulated:
         self.pool: SimulatedPool | None = None
         self._calls = SimulatedCalls(self._source("calls", shuffled=True, may_wait=True))
 
+    def problems(self) -> list[str]:
+        """What the loops were told that nobody handled."""
+        return [str(each) for place in self.loops for each in place.loop.problems]
+
     def _source(self, name: str, *, shuffled: bool = False, may_wait: bool = False) -> Source:
         name = name.removeprefix("understudy-")
         return Source(self.scheduler, self.life, name, shuffled=shuffled, may_wait=may_wait)

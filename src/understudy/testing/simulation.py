@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
@@ -61,7 +62,16 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Simulation:
-    """One seed. ``run`` plays its script, or the given one, and says what was found."""
+    """One seed. ``run`` plays its script, or the given one, and says what was found.
+
+    Args:
+        seed: decides everything.
+        steps: about how many things happen before the faults end.
+        script: what is done, instead of what the seed says.
+        faults: whether a script of the seed's has any.
+        keep_trace: keep the whole trace, not only its end.
+        log: let the runtime log, which says much about faults made on purpose.
+    """
 
     def __init__(
         self,
@@ -71,6 +81,7 @@ class Simulation:
         script: Sequence[Act] | None = None,
         faults: bool = True,
         keep_trace: bool = False,
+        log: bool = False,
     ) -> None:
         self.seed = seed
         self.script = (
@@ -80,6 +91,7 @@ class Simulation:
         self.processes: list[Process] = []
         self.effects = Effects(self._tool_started)
         self._keep_trace = keep_trace
+        self._log = log
         self._chance = self.scheduler.chance
         self._started = 0
         self._prompts: list[tuple[str, str, str]] = []
@@ -96,6 +108,10 @@ class Simulation:
             self.scheduler.trace.keep_all()
         memory = str(_MEMORY) if _MEMORY.is_dir() else None
         token = waits.set(self.scheduler.wait)
+        logger = logging.getLogger("understudy")
+        level = logger.level
+        if not self._log:
+            logger.setLevel(logging.CRITICAL + 1)  # what it says of faults made on purpose
         try:
             with tempfile.TemporaryDirectory(prefix="understudy-", dir=memory) as folder:
                 self.path = Path(folder) / "simulated.db"
@@ -108,6 +124,7 @@ class Simulation:
                         process.kill()
                     self.watch.close()
         finally:
+            logger.setLevel(level)
             waits.reset(token)
         trace = self.scheduler.trace
         return Result(
@@ -155,6 +172,9 @@ class Simulation:
             if self._talking:
                 self.found("everybody is answered", f"{self._talking} callers still wait")
             return
+        for process in self.alive():
+            for problem in process.platform.problems():
+                self.found("nothing escapes", problem)
         self.watch.check_rows()
         accepted = [
             (session_id, message_id)
@@ -587,7 +607,7 @@ def _kept(process: Process) -> dict[str, int]:
         "registry": len(engine.registry),
         "outcomes": len(engine.outcomes),
         "executions": sum(
-            bool(each.tasks) or each.turn_timer is None  # which lets go of it when it rings
+            bool(each.tasks)
             for each in executor._executions.values()  # noqa: SLF001 - memory shows from inside
         ),
         "asks": len(executor._asks),  # noqa: SLF001
