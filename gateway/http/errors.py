@@ -10,6 +10,7 @@ import msgspec
 from starlette.responses import Response
 
 from understudy.errors import (
+    ActorCrashed,
     AskClosed,
     AskNotFound,
     CommandTimeout,
@@ -21,6 +22,7 @@ from understudy.errors import (
     SessionBusy,
     SessionClaimed,
     SessionExists,
+    SessionFenced,
     SessionNotFound,
     SessionQuarantined,
     StoreError,
@@ -44,6 +46,8 @@ _STATUS: Final[tuple[tuple[type[UnderstudyError], int, str], ...]] = (
     (SessionClaimed, 409, "SessionClaimed"),
     (SessionQuarantined, 409, "SessionQuarantined"),
     (CompactionFailed, 409, "CompactionFailed"),
+    (SessionFenced, 409, "SessionFenced"),
+    (ActorCrashed, 503, "ActorCrashed"),
     (RuntimeClosed, 503, "RuntimeClosed"),
     (CommandTimeout, 504, "CommandTimeout"),
     (StoreFull, 507, "StoreFull"),

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import mimetypes
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 from urllib.parse import unquote, urlparse
@@ -24,6 +25,7 @@ from understudy.errors import (
     TurnAborted,
     TurnError,
     TurnFailed,
+    UnderstudyError,
 )
 from understudy.gateway.http import commands
 from understudy.gateway.http.builtin import QUIET, SHELL
@@ -178,7 +180,8 @@ async def _name(session: Session, parts: list[TextPart | FilePart]) -> None:
     words = " ".join(said.split())
     if words:
         short = words if len(words) <= TITLE_CHARS else f"{words[: TITLE_CHARS - 1].rstrip()}…"
-        await session.update(title=short)
+        with suppress(UnderstudyError):  # the prompt is accepted, whatever becomes of the title
+            await session.update(title=short)
 
 
 def _part(given: PartGiven, directory: str) -> TextPart | FilePart:

@@ -3,6 +3,7 @@
 from serving import say
 
 from understudy import RestartPolicy
+from understudy.actors import session_actor
 from understudy.errors import UnderstudyError
 from understudy.gateway.http.app import ENDPOINTS
 
@@ -44,6 +45,25 @@ def test_prompts_are_told_with_their_outcomes(served):
     assert (told["messageID"], told["outcome"]) == ("msg_one", "answered")
     assert client.get("/understudy/session/ses_none/prompts").status_code == 404
     assert client.get("/understudy/dead-letters").json() == []
+
+
+def test_a_prompt_that_keeps_crashing_its_session_is_a_dead_letter(served, monkeypatch):
+    real = session_actor.decide
+
+    def decide(state, command, moment, rules):
+        if type(command).__name__ == "StepFinished" and "poison" in str(command.parts):
+            raise RuntimeError("poisoned")
+        return real(state, command, moment, rules)
+
+    monkeypatch.setattr(session_actor, "decide", decide)
+    policy = RestartPolicy(backoff_s=0.001, quarantine_after=9)
+    client = served(on_restart="resume", restart=policy).client()
+    session = client.post("/session").json()["id"]
+    failed = client.post(f"/session/{session}/message", json=say("poison", messageID="msg_bad"))
+    assert "keeps crashing" in failed.json()["info"]["error"]["data"]["message"]
+    assert client.post(f"/session/{session}/message", json=say("food")).status_code == 200
+    [letter] = client.get("/understudy/dead-letters").json()
+    assert (letter["messageID"], letter["outcome"]) == ("msg_bad", "failed")
 
 
 def test_claims_and_bypasses_are_told(served):
