@@ -143,7 +143,7 @@ class CallContext(Cancellation):
 
     def _open(self, ask: Ask) -> Pending[Ask]:
         self.check()
-        answer = self._executor.expect(ask.id)
+        answer = self._executor.expect(self.session_id, ask.id)
         forget = self.on_cancel(
             lambda: answer.fail(
                 TurnAborted(

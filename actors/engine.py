@@ -435,6 +435,8 @@ class Engine:
         self.in_background(work, begun)
 
     def must_be_open(self) -> None:
+        if self._state == "new":
+            raise RuntimeClosed("The runtime has not been started: use `with`, or call start()")
         if self._state != "open":
             raise RuntimeClosed(f"The runtime is {self._state}")
         if os.getpid() != self._pid:

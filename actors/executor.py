@@ -85,15 +85,25 @@ class Host(Protocol):
 
 
 class Execution:
-    """What runs for one session: tasks by the id of the message or part they work for."""
+    """What runs for one session: tasks by the id of the message or part they work for.
+
+    ``turn`` is the prompt whose time is counted, if turns have a limit; ``left_s`` is what it still
+    had when the timer was last set. ``asking`` are tools that wait for a person.
+    """
 
     def __init__(self) -> None:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.contexts: dict[str, CallContext] = {}
-        self.turn: str = ""
-        self.turn_left_s = 0.0
-        self.turn_since_s = 0.0
-        self.turn_timer: asyncio.TimerHandle | None = None
+        self.turn = ""
+        self.left_s = 0.0
+        self.asking = 0
+        self.timer: asyncio.TimerHandle | None = None
+
+    def stop_timer(self, now_s: float) -> None:
+        if self.timer is not None:
+            self.left_s = max(0.0, self.timer.when() - now_s)
+            self.timer.cancel()
+            self.timer = None
 
 
 class Executor:
@@ -103,7 +113,6 @@ class Executor:
         self.host = host
         self.workers = host.platform.workers(_TOOL_THREADS)
         self._turns = host.platform.loop("understudy-turns")
-        self._loop = self._turns.loop
         self._tools: Loop | None = None
         self._readers = host.platform.calls("understudy-context", _READERS)
         self._lock = threading.Lock()
@@ -116,6 +125,10 @@ class Executor:
         self._closed = False
 
     # --- what executions use -------------------------------------------------------------------
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self._turns.loop
 
     @property
     def store(self) -> Store:
@@ -176,13 +189,15 @@ class Executor:
                 self._tools.start()
             return self._tools.loop
 
-    def expect(self, ask_id: str) -> Pending[Ask]:
-        """The answer to an ask, when a person gives it."""
+    def expect(self, session_id: str, ask_id: str) -> Pending[Ask]:
+        """The answer to a running tool's ask, when a person gives it."""
         answer: Pending[Ask] = Pending()
         self._asks[ask_id] = answer
+        self._soon(lambda: self._count_asking(session_id, 1))
 
         def forget(_: Pending[Ask]) -> None:
             self._asks.pop(ask_id, None)
+            self._soon(lambda: self._count_asking(session_id, -1))
 
         answer.then(forget)
         return answer
@@ -198,6 +213,14 @@ class Executor:
     def forget(self, session_id: str) -> None:
         """The session was deleted or passivated."""
         self._recalled.pop(session_id, None)
+        if session_id in self._executions:
+            self._soon(lambda: self._drop(session_id))
+
+    def _drop(self, session_id: str) -> None:
+        execution = self._executions.get(session_id)
+        if execution is not None and not execution.tasks:
+            execution.stop_timer(self._loop.time())
+            del self._executions[session_id]
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         """Call back on the loop; for timers of whoever has no loop."""
@@ -273,6 +296,7 @@ class Executor:
         task = self._loop.create_task(_contained(run))
         execution.tasks[key] = task
         task.add_done_callback(functools.partial(self._ended, session_id, execution, key))
+        self._pace(session_id, execution)
 
     def _ended(
         self, session_id: str, execution: Execution, key: str, task: asyncio.Task[None]
@@ -280,7 +304,8 @@ class Executor:
         if execution.tasks.get(key) is task:
             del execution.tasks[key]
             execution.contexts.pop(key, None)
-        over = not execution.tasks and execution.turn_timer is None
+        self._pace(session_id, execution)
+        over = not execution.tasks and not execution.turn
         if over and self._executions.get(session_id) is execution:
             del self._executions[session_id]
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -290,23 +315,35 @@ class Executor:
     # --- the turn's time limit -----------------------------------------------------------------
 
     def _arm_turn(self, session_id: str, message_id: str) -> None:
+        """Count a turn's time from its first step on."""
         limit_s = self.rules.limits.turn_s
         if limit_s is None:
             return
         execution = self._executions.setdefault(session_id, Execution())
-        if execution.turn == message_id:
-            return
-        if execution.turn_timer is not None:
-            execution.turn_timer.cancel()
-        execution.turn = message_id
-        execution.turn_timer = self._loop.call_later(
-            limit_s, self._turn_expired, session_id, execution, message_id
-        )
+        if execution.turn != message_id:
+            execution.stop_timer(self._loop.time())
+            execution.turn, execution.left_s = message_id, limit_s
 
-    def _turn_expired(self, session_id: str, execution: Execution, message_id: str) -> None:
-        execution.turn_timer = None
-        if not execution.tasks and self._executions.get(session_id) is execution:
-            del self._executions[session_id]
+    def _pace(self, session_id: str, execution: Execution) -> None:
+        """Let the turn's time run while something works for it; time spent on people is free."""
+        if not execution.turn:
+            return
+        if not execution.tasks or execution.asking:
+            execution.stop_timer(self._loop.time())
+        elif execution.timer is None:
+            execution.timer = self._loop.call_later(
+                execution.left_s, self._turn_expired, session_id, execution
+            )
+
+    def _count_asking(self, session_id: str, change: int) -> None:
+        execution = self._executions.get(session_id)
+        if execution is not None:
+            execution.asking = max(0, execution.asking + change)
+            self._pace(session_id, execution)
+
+    def _turn_expired(self, session_id: str, execution: Execution) -> None:
+        execution.timer = None
+        message_id, execution.turn = execution.turn, ""
         self.send(session_id, Abort(message_id=message_id, reason="timeout"))
 
     # --- the end -------------------------------------------------------------------------------
@@ -318,9 +355,7 @@ class Executor:
     def _cancel(self, session_id: str, reason: str) -> None:
         execution = self._executions.pop(session_id, None)
         if execution is not None:
-            if execution.turn_timer is not None:
-                execution.turn_timer.cancel()
-                execution.turn_timer = None
+            execution.stop_timer(self._loop.time())
             for context in list(execution.contexts.values()):
                 context.cancel(reason)
             for task in list(execution.tasks.values()):

@@ -110,10 +110,18 @@ class LoopThread:
     """An event loop with a daemon thread under it."""
 
     def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
+        self._made: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Made when it is first asked for: what never starts has no sockets to give back."""
+        if self._made is None:
+            self._made = asyncio.new_event_loop()
+        return self._made
+
     def start(self) -> None:
+        _ = self.loop
         self._thread.start()
 
     def _run(self) -> None:
@@ -139,8 +147,8 @@ class LoopThread:
             self.loop.call_soon_threadsafe(lambda: self.loop.create_task(wind_up()))
             if self._thread is not threading.current_thread():
                 self._thread.join(timeout_s)
-        if self._thread.ident is None:
-            self.loop.close()  # it was never started
+        if self._thread.ident is None and self._made is not None:
+            self._made.close()  # it was never started
         return not self._thread.is_alive()
 
 

@@ -137,10 +137,14 @@ class Mailbox:
         with self._lock:
             return not (self._items or self._scheduled or self._paused)
 
-    def close_if_idle(self) -> bool:
-        """Close unless anything is waiting or running."""
+    def close_if_idle(self, idle: Callable[[], bool]) -> bool:
+        """Close unless anything is waiting or running, or the actor is not ``idle()``.
+
+        It is asked under the lock: looked at before, a prompt could come and be committed between
+        the look and the close.
+        """
         with self._lock:
-            if self._items or self._scheduled or self._paused:
+            if self._items or self._scheduled or self._paused or not idle():
                 return False
             self._closed = True
             return True

@@ -156,12 +156,9 @@ class Registry:
         with self._lock:
             for session_id, mailbox in list(self._live.items()):
                 actor = mailbox.actor
-                if (
-                    now - mailbox.touched_s >= idle_s
-                    and isinstance(actor, SessionActor)
-                    and actor.idle
-                    and mailbox.close_if_idle()
-                ):
+                if now - mailbox.touched_s < idle_s or not isinstance(actor, SessionActor):
+                    continue
+                if mailbox.close_if_idle(lambda actor=actor: actor.idle):
                     del self._live[session_id]
                     dropped.append((session_id, actor.epoch))
         return dropped

@@ -10,10 +10,18 @@ from pathlib import Path
 import pytest
 from fold import stored
 
-from understudy import Limits, RestartPolicy, Runtime, ScriptedModel, errors, tool
+from understudy import (
+    Limits,
+    RestartPolicy,
+    Runtime,
+    ScriptedModel,
+    ToolContext,
+    errors,
+    tool,
+)
 from understudy.actors import session_actor
 from understudy.actors.models.scripted import Call, Gate, Say, Wait, steps_taken
-from understudy.errors import StoreBusy, StoreFull
+from understudy.errors import CommandTimeout, RuntimeClosed, StoreBusy, StoreFull
 
 QUICK = RestartPolicy(backoff_s=0.001, quarantine_after=3)
 
@@ -646,3 +654,35 @@ def test_an_unfinished_row_that_cannot_be_read_holds_nothing_up(opened, path, ta
     last = opened("scripted")
     assert last.live_sessions() == 0, "nothing is left to recover"
     assert last.session(session.id).status().type == "idle"
+
+
+@pytest.mark.parametrize("way", ["before the call", "in the call"])
+def test_time_spent_waiting_for_a_person_is_not_the_turn_s(opened, watching, way):
+    @tool(permission="deploy" if way == "before the call" else None)
+    def deploy(ctx: ToolContext) -> str:
+        """Deploy."""
+        if way == "in the call":
+            ctx.ask("deploy")
+        return "deployed"
+
+    runtime = opened(
+        ScriptedModel([Call("deploy"), "done"]),
+        tools=[deploy],
+        permissions={"deploy": "ask"},
+        limits=Limits(turn_s=0.3),
+    )
+    turn = runtime.create_session().prompt("go")
+    watch = watching(turn)
+    asked = watch.until("permission.asked")
+    with pytest.raises(CommandTimeout):
+        turn.result(timeout_s=0.6)  # twice what the turn may take
+    runtime.reply(asked.data.info.id, "once")
+    assert turn.result(timeout_s=10).text == "done"
+
+
+def test_a_runtime_that_was_never_started_leaves_nothing_and_says_so(tmp_path):
+    before = descriptors()
+    runtime = Runtime(tmp_path / "a.db")
+    assert descriptors() == before
+    with pytest.raises(RuntimeClosed, match="start"):
+        runtime.create_session()
