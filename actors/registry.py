@@ -158,7 +158,7 @@ class Registry:
                 actor = mailbox.actor
                 if now - mailbox.touched_s < idle_s or not isinstance(actor, SessionActor):
                     continue
-                if mailbox.close_if_idle(lambda actor=actor: actor.idle):
+                if _close_if_idle(mailbox, actor):
                     del self._live[session_id]
                     dropped.append((session_id, actor.epoch))
         return dropped
@@ -187,3 +187,7 @@ class Registry:
             live = list(self._live.items())
         for session_id, mailbox in live:
             self.ended(session_id, mailbox, RuntimeClosed("The runtime is closed"))
+
+
+def _close_if_idle(mailbox: Mailbox, actor: SessionActor) -> bool:
+    return mailbox.close_if_idle(lambda: actor.idle)

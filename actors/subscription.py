@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from understudy.errors import InvalidInput, RuntimeClosed
-from understudy.store.events import Event, EventDamaged, Fact
+from understudy.store.events import Event, EventDamaged, Fact, SessionDeleted
 
 if TYPE_CHECKING:
     from understudy.actors.publisher import Publisher
@@ -48,7 +48,8 @@ class EventsGap(Fact, frozen=True, kw_only=True):
 class Subscription:
     """Events in order. Iterate it in a thread or with ``async for``; close it when done.
 
-    Iteration ends when it is closed or the runtime closes.
+    Iteration ends when it is closed, when the runtime closes, and with one session's
+    ``session.deleted`` if it follows only that session.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Subscription:
         self._replay: deque[Event] = deque()
         self._dropped = 0
         self._closed = False
+        self._deleted = False  # the last event said so
         self._wakers: list[Callable[[], None]] = []
         self._told_gap = -1
         self.cursor = publisher.cursor if after is None else after
@@ -102,6 +104,10 @@ class Subscription:
         for waker in wakers:
             waker()
 
+    @property
+    def _ended(self) -> bool:
+        return self._closed or (self._deleted and self.session_id is not None)
+
     # --- taking --------------------------------------------------------------------------------
 
     def poll(self) -> Event | None:
@@ -126,6 +132,7 @@ class Subscription:
                 if event.cursor <= self.cursor:
                     continue
                 self.cursor = event.cursor
+                self._deleted = type(event.data) is SessionDeleted
             if self.types is None or event.type in self.types or event.type in ALWAYS_TOLD:
                 return event
 
@@ -190,7 +197,7 @@ class Subscription:
                 if self._buffer or self._behind:
                     continue
                 left_s = None if deadline is None else deadline - time.monotonic()
-                if self._closed or (left_s is not None and left_s <= 0):
+                if self._ended or (left_s is not None and left_s <= 0):
                     return None
                 self._condition.wait(left_s)
 
@@ -209,7 +216,7 @@ class Subscription:
             with self._condition:
                 if self._buffer or self._behind:
                     continue
-                if self._closed:
+                if self._ended:
                     return None
                 self._wakers.append(waker)
             try:

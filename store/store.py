@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+TOMBSTONES_KEPT_MS = 30 * 24 * 3600 * 1000  # far longer than any writer can be late
+
 
 class Store:
     """One database file, opened by one runtime.
@@ -278,7 +280,9 @@ class Store:
         """Trim to retention, piece by piece, between other work."""
 
         def work(tx: Transaction) -> tuple[int, list[Event]]:
-            return journal.trim(tx, retention=retention, now_ms=self._wall_ms()), []
+            now_ms = self._wall_ms()
+            journal.trim_tombstones(tx, older_than_ms=now_ms - TOMBSTONES_KEPT_MS)
+            return journal.trim(tx, retention=retention, now_ms=now_ms), []
 
         def done(removed: int | None, _: list[Event], error: BaseException | None) -> None:
             if error is None and removed == journal.TRIM_AT_ONCE:

@@ -105,3 +105,28 @@ def test_a_damaged_event_is_told_and_hides_nothing_behind_it(opened, path):
         found = [events.next(timeout_s=10) for _ in range(last)]
     assert [event.type for event in found] == ["events.damaged", "session.created"]
     assert found[0].data.was == "session.created"
+
+
+def test_the_events_of_one_session_end_with_it(opened):
+    runtime = opened()
+    session = runtime.create_session()
+    events = session.events(after=0)
+    session.delete()
+    assert [event.type for event in events] == ["session.created", "session.deleted"]
+
+    async def follow():
+        return [event.type async for event in session.events(after=0)]
+
+    assert asyncio.run(follow()) == ["session.created", "session.deleted"]
+
+
+def test_the_events_of_a_session_made_again_go_on(opened):
+    runtime = opened()
+    runtime.create_session(session_id="ses_again").delete()
+    again = runtime.create_session(session_id="ses_again")
+    events = again.events(after=0)
+    found = [events.next(timeout_s=10).type for _ in range(3)]
+    assert found == ["session.created", "session.deleted", "session.created"]
+    assert events.next(timeout_s=0.01) is None
+    again.update(title="still here")
+    assert events.next(timeout_s=10).type == "session.updated"
