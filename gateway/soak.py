@@ -18,6 +18,8 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -194,10 +196,23 @@ def _progress(now: Sample, seconds: float) -> None:
         print(f"\r[{'█' * done}{'·' * (30 - done)}] {words}", end="", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Crashes are the point: their reports are no news."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def soak(args: argparse.Namespace) -> int:
     """Exit code 0 when everything was flat at the end, else 1."""
-    logging.getLogger("understudy").setLevel(logging.CRITICAL)  # crashes are the point
-    with tempfile.TemporaryDirectory(prefix="understudy-soak-") as directory:
+    with (
+        _quiet(logging.getLogger("understudy")),
+        tempfile.TemporaryDirectory(prefix="understudy-soak-") as directory,
+    ):
         path = Path(directory) / "soak.db"
         with Runtime(
             path, model=script(), tools=[look], retention=RETENTION, passivate_after_s=2.0

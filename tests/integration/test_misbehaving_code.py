@@ -55,16 +55,17 @@ def test_a_silent_model_that_will_not_be_cancelled_fails_its_turn(opened):
 def test_a_model_that_never_pauses_holds_up_no_other_session_and_can_be_aborted(opened):
     async def flood(_):
         while True:
-            yield TextDelta("x")
+            yield TextDelta("")  # no word, so that the store is not what is measured
 
     runtime = opened(models=[Foreign("flood", flood)])
     noisy = runtime.create_session(model="foreign/flood")
     other = runtime.create_session()
     turn = noisy.prompt("go")
-    assert other.prompt("meanwhile").result(timeout_s=10).text == "meanwhile"
+    # It competes for the interpreter all the same: others are slowed down, not stopped.
+    assert other.prompt("meanwhile").result(timeout_s=60).text == "meanwhile"
     assert noisy.abort()
     with pytest.raises(errors.TurnAborted):
-        turn.result(timeout_s=10)
+        turn.result(timeout_s=60)
 
 
 # --- closing -----------------------------------------------------------------------------------
