@@ -204,7 +204,8 @@ class ModelStream:
                 events += 1
                 if events % EVENTS_AT_ONCE == 0:
                     # A stream that never waits would hold up every other one, and its own abort.
-                    await asyncio.sleep(0)
+                    # A pause, not a mere look at the loop: that starves the other threads.
+                    await asyncio.sleep(0.001)
                 match event:
                     case TextDelta(text):
                         self._append(TextPart, text)
