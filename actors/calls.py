@@ -15,9 +15,9 @@ import msgspec
 from understudy.actors.core.commands import OpenAsk, ToolFinished, ToolProgress
 from understudy.actors.hooks import enter_hook
 from understudy.actors.pending import Pending
-from understudy.actors.tools.context import Cancellation
+from understudy.actors.tools.context import CancellableCall
 from understudy.actors.tools.tool import words_of
-from understudy.errors import ToolError, TurnAborted
+from understudy.errors import ToolError
 from understudy.store.records import Ask, Question, ToolPart
 
 if TYPE_CHECKING:
@@ -29,31 +29,23 @@ logger = logging.getLogger("understudy.tools")
 PROGRESS_EVERY_S: Final = 0.1
 
 
-class CallContext(Cancellation):
+class CallContext(CancellableCall):
     """The ``ToolContext`` of a call in a runtime."""
 
     def __init__(self, executor: Executor, part: ToolPart, *, attempt: int, directory: str) -> None:
-        super().__init__()
-        self.session_id = part.session_id
-        self.message_id = part.message_id
-        self.call_id = part.call_id
+        super().__init__(
+            session_id=part.session_id,
+            message_id=part.message_id,
+            call_id=part.call_id,
+            attempt=attempt,
+            directory=directory,
+        )
         self.part_id = part.id
-        self.attempt = attempt
-        self.directory = directory
         self._executor = executor
         self._lock_progress = threading.Lock()
         self._title: str | None = None
         self._metadata: dict[str, Any] = {}
         self._dirty = False
-
-    def check(self) -> None:
-        if self.cancelled:
-            raise TurnAborted(
-                f"The call was cancelled: {self.reason}",
-                session_id=self.session_id,
-                message_id=self.message_id,
-                reason=self.reason,
-            )
 
     # --- progress ------------------------------------------------------------------------------
 
@@ -144,16 +136,7 @@ class CallContext(Cancellation):
     def _open(self, ask: Ask) -> Pending[Ask]:
         self.check()
         answer = self._executor.expect(self.session_id, ask.id)
-        forget = self.on_cancel(
-            lambda: answer.fail(
-                TurnAborted(
-                    f"The call was cancelled: {self.reason}",
-                    session_id=self.session_id,
-                    message_id=self.message_id,
-                    reason=self.reason,
-                )
-            )
-        )
+        forget = self.on_cancel(lambda: answer.fail(self.aborted()))
         answer.then(lambda _: forget())
         self._executor.send(self.session_id, OpenAsk(part_id=self.part_id, ask=ask))
         return answer

@@ -212,7 +212,34 @@ def _run(callback: Callable[[], None]) -> None:
         _logger.exception("a callback of on_cancel raised")
 
 
-class DetachedContext(Cancellation):
+class CancellableCall(Cancellation):
+    """The part of a ``ToolContext`` that says which call it is, and whether it is over."""
+
+    def __init__(
+        self, *, session_id: str, message_id: str, call_id: str, attempt: int, directory: str
+    ) -> None:
+        super().__init__()
+        self.session_id = session_id
+        self.message_id = message_id
+        self.call_id = call_id
+        self.attempt = attempt
+        self.directory = directory
+
+    def aborted(self) -> TurnAborted:
+        """What to raise once the call is cancelled."""
+        return TurnAborted(
+            f"The call was cancelled: {self.reason}",
+            session_id=self.session_id,
+            message_id=self.message_id,
+            reason=self.reason,
+        )
+
+    def check(self) -> None:
+        if self.cancelled:
+            raise self.aborted()
+
+
+class DetachedContext(CancellableCall):
     """A ``ToolContext`` of no runtime: for tests, and for calling a tool by hand.
 
     ``allow`` answers permission requests (all are allowed by default), ``answers`` the first
@@ -231,26 +258,18 @@ class DetachedContext(Cancellation):
         allow: Callable[[str, tuple[str, ...]], bool] | None = None,
         answers: tuple[tuple[str, ...], ...] | None = None,
     ) -> None:
-        super().__init__()
-        self.session_id = session_id
-        self.message_id = message_id
-        self.call_id = call_id
-        self.attempt = attempt
-        self.directory = directory
+        super().__init__(
+            session_id=session_id,
+            message_id=message_id,
+            call_id=call_id,
+            attempt=attempt,
+            directory=directory,
+        )
         self.title: str | None = None
         self.metadata: dict[str, Any] = {}
         self.asked: list[tuple[str, tuple[str, ...]]] = []
         self._allow = allow
         self._answers = answers
-
-    def check(self) -> None:
-        if self.cancelled:
-            raise TurnAborted(
-                f"the call was cancelled: {self.reason}",
-                session_id=self.session_id,
-                message_id=self.message_id,
-                reason=self.reason,
-            )
 
     def progress(self, *, title: str | None = None, **metadata: Any) -> None:
         self.title = self.title if title is None else title
