@@ -49,6 +49,7 @@ class Provider:
         self.stalling = asyncio.Event()
         self.hung_up = asyncio.Event()
         self._tasks = set()
+        self._writers = set()
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -61,11 +62,16 @@ class Provider:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:  # a server that is closed does not wait for its connections
+            writer.transport.abort()
+        closed = (writer.wait_closed() for writer in self._writers)
+        await asyncio.gather(*closed, return_exceptions=True)
         await self._server.wait_closed()
 
     async def _accept(self, reader, writer):
         self.connections += 1
         self._tasks.add(asyncio.current_task())
+        self._writers.add(writer)
         try:
             while request := await self._read(reader):
                 self.requests.append(request)
