@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("understudy.tools")
 
 PROGRESS_EVERY_S: Final = 0.1
+_UNPROVED: Final = object()  # the process may have been replaced while it was frozen
 
 
 class CallContext(CancellableCall):
@@ -175,9 +176,16 @@ class CallRun:
     """Runs one call on a worker thread or, if it is a coroutine, on the tools' event loop."""
 
     def __init__(
-        self, executor: Executor, tool: Tool | None, part: ToolPart, context: CallContext
+        self,
+        executor: Executor,
+        tool: Tool | None,
+        part: ToolPart,
+        context: CallContext,
+        *,
+        term: int,
     ) -> None:
         self.context = context
+        self._term = term  # of the lease, when the call's start was committed
         self._executor = executor
         self._tool = tool
         self._part = part
@@ -221,9 +229,10 @@ class CallRun:
         limit_s = tool.timeout_s or self._executor.rules.limits.tool_s
         try:
             async with asyncio.timeout(limit_s):
-                if tool.is_async:
-                    return await self._run_async(tool, given)
-                return await self._run_sync(tool, given)
+                run = self._run_async if tool.is_async else self._run_sync
+                while (value := await run(tool, given)) is _UNPROVED:
+                    self._term = await self._executor.prove(self._part.session_id)
+                return value
         except TimeoutError:
             self.context.cancel("timeout")
             raise TimeoutError(f"Tool execution timed out after {limit_s:g} s") from None
@@ -246,7 +255,8 @@ class CallRun:
             thread_id.append(threading.get_ident())
             if self._is_over():
                 return
-            value = _outcome_of(tool, given, self.context)
+            proved = self._executor.lasts(self._term)
+            value = _outcome_of(tool, given, self.context) if proved else _UNPROVED
             _tell(loop, finished, value)
 
         inherited = contextvars.copy_context()
@@ -272,7 +282,9 @@ class CallRun:
         async def job() -> None:
             if self._is_over():
                 return
-            _tell(loop, finished, await _outcome_of_async(tool, given, self.context))
+            proved = self._executor.lasts(self._term)
+            value = await _outcome_of_async(tool, given, self.context) if proved else _UNPROVED
+            _tell(loop, finished, value)
 
         inherited = contextvars.copy_context()
 

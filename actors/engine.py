@@ -34,7 +34,7 @@ from understudy.actors.publisher import Publisher
 from understudy.actors.recovery_report import RecoveryReport, report_of
 from understudy.actors.registry import Registry
 from understudy.actors.session import Session
-from understudy.actors.session_actor import Delete
+from understudy.actors.session_actor import Delete, Prove
 from understudy.actors.supervisor import Died, RestartPolicy, Supervisor, quarantine_error
 from understudy.actors.tools.tool import Tool
 from understudy.actors.tracker import SessionTracker
@@ -596,6 +596,11 @@ class Engine:
                     above.append(child_id)
                 else:
                     self.registry.send(child_id, Abort(queued=reason != "close", reason="abort"))
+
+    def prove(self, session_id: str, proven: Pending[Any]) -> None:
+        """Renew the lease, and see whether the session is still this runtime's."""
+        self.store.renew_lease(self.publisher.poll)
+        self.registry.tell_live(session_id, Prove(), proven)
 
     def actor_died(
         self, session_id: str, mailbox: Mailbox, error: BaseException, culprit: str | None

@@ -25,9 +25,9 @@ from understudy.actors.core.effects import (
     RunSummary,
     RunTool,
 )
-from understudy.actors.pending import Pending
+from understudy.actors.pending import Pending, failing
 from understudy.actors.steps import StepRun, SummaryRun
-from understudy.errors import InvalidInput, RuntimeClosed
+from understudy.errors import InvalidInput, RuntimeClosed, UnderstudyError
 from understudy.store.records import Ask, AssistantMessage
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ T = TypeVar("T")
 
 _READERS = 2
 _TOOL_THREADS = 64
+_PROOF_S = 30.0
+_PROOF_PAUSE_S = 0.5
 
 
 class Host(Protocol):
@@ -76,6 +78,10 @@ class Host(Protocol):
         ...
 
     def abort_children(self, session_id: str, reason: str) -> None: ...
+
+    def prove(self, session_id: str, proven: Pending[Any]) -> None:
+        """Settle ``proven`` in the writer's lane once the session's claim was seen to hold."""
+        ...
 
     def info(self, session_id: str) -> Session: ...
 
@@ -116,7 +122,7 @@ class Executor:
         self._tools: Loop | None = None
         self._readers = host.platform.calls("understudy-context", _READERS)
         self._lock = threading.Lock()
-        self._todo: deque[tuple[str, Sequence[Effect]]] = deque()
+        self._todo: deque[tuple[str, Sequence[Effect], int]] = deque()
         self._unstarted: dict[str, deque[Sequence[Effect]]] = {}
         self._woken = False
         self._executions: dict[str, Execution] = {}
@@ -229,9 +235,13 @@ class Executor:
     # --- effects -------------------------------------------------------------------------------
 
     def start(self, session_id: str, effects: Sequence[Effect]) -> None:
-        """Start effects of a committed decision, in order."""
+        """Start effects of a committed decision, in order.
+
+        Called where it was committed: no renewal of the lease can have come in between.
+        """
+        term = self.store.lease.term
         with self._lock:
-            self._todo.append((session_id, effects))
+            self._todo.append((session_id, effects, term))
             self._unstarted.setdefault(session_id, deque()).append(effects)
             if self._woken:
                 return
@@ -250,10 +260,10 @@ class Executor:
             todo = list(self._todo)
             self._todo.clear()
             self._woken = False
-        for session_id, effects in todo:
+        for session_id, effects, term in todo:
             for effect in effects:
                 try:
-                    self._apply(session_id, effect)
+                    self._apply(session_id, effect, term)
                 except Exception:
                     logger.exception("Could not start %r", effect)
             with self._lock:
@@ -262,7 +272,7 @@ class Executor:
                 if not unstarted:
                     del self._unstarted[session_id]
 
-    def _apply(self, session_id: str, effect: Effect) -> None:
+    def _apply(self, session_id: str, effect: Effect, term: int) -> None:
         match effect:
             case RunStep():
                 self._arm_turn(session_id, effect.prompt.message_id)
@@ -272,7 +282,7 @@ class Executor:
                 summary = SummaryRun(self, session_id, effect).run
                 self._spawn(session_id, effect.message_id, summary)
             case RunTool():
-                self._run_tool(session_id, effect)
+                self._run_tool(session_id, effect, term)
             case Cancel():
                 self._cancel(session_id, effect.reason)
             case ResolveAsk():
@@ -280,14 +290,15 @@ class Executor:
                 if answer is not None:
                     answer.set(effect.ask)
 
-    def _run_tool(self, session_id: str, effect: RunTool) -> None:
+    def _run_tool(self, session_id: str, effect: RunTool, term: int) -> None:
         context = CallContext(
             self,
             effect.part,
             attempt=effect.attempt,
             directory=self.info(session_id).directory,
         )
-        run = CallRun(self, self.tools.get(effect.part.tool), effect.part, context)
+        tool = self.tools.get(effect.part.tool)
+        run = CallRun(self, tool, effect.part, context, term=term)
         self._spawn(session_id, effect.part.id, run.run)
         self._executions[session_id].contexts[effect.part.id] = context
 
@@ -371,6 +382,28 @@ class Executor:
                 for effects in self._unstarted.get(session_id, ())
                 for effect in effects
             )
+
+    def lasts(self, term: int) -> bool:
+        """Whether a claim that held in ``term`` holds: nobody can have taken it over since."""
+        return self.store.lease.lasts(term, now_ms=self.clock.wall_ms())
+
+    async def prove(self, session_id: str) -> int:
+        """Wait until the session's claim was seen to hold, and give the term it held in.
+
+        What runs for a session that was taken over is cancelled, this too.
+        """
+        while True:
+            try:
+                return await self._proof(session_id).wait(timeout_s=_PROOF_S)
+            except UnderstudyError:  # the store failed, or the actor is being replaced
+                await asyncio.sleep(_PROOF_PAUSE_S)
+
+    def _proof(self, session_id: str) -> Pending[int]:
+        term: Pending[int] = Pending()
+        proven = failing(term)
+        proven.then(lambda _: term.set(self.store.lease.term))
+        self.host.prove(session_id, proven)
+        return term
 
     def is_running(self, session_id: str, key: str) -> bool:
         """Whether something works for a message or part, or soon will. For the watchdog."""

@@ -86,7 +86,7 @@ class Wake(msgspec.Struct, frozen=True):
 
 
 class Prove(msgspec.Struct, frozen=True):
-    """Prove that the claim still holds. An actor that lost it finds out, and ends."""
+    """Prove that the claim holds; answered if so. An actor that lost it finds out, and ends."""
 
 
 class Crash(msgspec.Struct, frozen=True):
@@ -152,6 +152,10 @@ class _Batch:
         for fact in decision.facts:
             if type(fact) is PromptAccepted:
                 self.accepted.add(fact.info.message_id)
+
+    def prove(self, request: Request) -> None:
+        if request.reply is not None:
+            self.replies.append((request.reply, None, None))
 
     def refuse(self, request: Request, error: UnderstudyError) -> None:
         if request.reply is not None:
@@ -247,6 +251,7 @@ class SessionActor(PooledActor):
             return
         if type(command) is Prove:
             self._batch = self._batch or _Batch(state)  # even an empty change is fenced
+            self._batch.prove(request)
             return
         if type(command) is Wake:
             if request.reply is not None:

@@ -29,6 +29,9 @@ class Lease:
         self.host = socket.gethostname()
         self._base = path
         self._file: IO[bytes] | None = None
+        self.term = (
+            0  # how often the lease had lapsed: a claim proved in one may be lost in the next
+        )
         self._until_ms: int | None = None
         self._steady = STEADY
 
@@ -50,40 +53,62 @@ class Lease:
             with contextlib.suppress(OSError):
                 self.lock_path(self.runtime_id).unlink()
 
+    @property
+    def _lease_ms(self) -> int:
+        return int(self.lease_s * 1000)
+
+    def lasts(self, term: int, *, now_ms: int) -> bool:
+        """Whether nobody can have taken this runtime for dead since a claim held in ``term``."""
+        return term == self.term and self._in_time(now_ms)
+
     # --- jobs of the writer --------------------------------------------------------------------
 
-    def register(self, tx: Transaction, *, now_ms: int) -> None:
-        """Enter this runtime, and strike out those that died without doing so themselves."""
+    def extend(self, until_ms: int) -> None:
+        """What ``register`` or ``renew`` gave was committed."""
+        if self._in_time(until_ms - self._lease_ms):
+            self._steady += 1
+        else:
+            self._steady = 0
+            self.term += 1
+        self._until_ms = until_ms
+
+    def register(self, tx: Transaction, *, now_ms: int) -> int:
+        """Enter this runtime, and strike out those that died without doing so themselves.
+
+        Gives, like ``renew``, until when the lease holds once this is committed: see ``extend``.
+        """
         for (other,) in tx.connection.execute("SELECT id FROM runtime").fetchall():
             if not self.alive(tx, other, now_ms=now_ms):
                 tx.connection.execute("DELETE FROM runtime WHERE id = ?", (other,))
-        self._until_ms = now_ms + int(self.lease_s * 1000)
+        until_ms = now_ms + self._lease_ms
         tx.connection.execute(
             "INSERT OR REPLACE INTO runtime (id, host, pid, started_ms, until_ms) "
             "VALUES (?, ?, ?, ?, ?)",
-            (self.runtime_id, self.host, os.getpid(), now_ms, self._until_ms),
+            (self.runtime_id, self.host, os.getpid(), now_ms, until_ms),
         )
+        return until_ms
 
-    def renew(self, tx: Transaction, *, now_ms: int) -> None:
+    def renew(self, tx: Transaction, *, now_ms: int) -> int:
         """Extend the lease. A late renewal is as good as any: the claims' epochs are the fence."""
-        self._steady = self._steady + 1 if self._in_time(now_ms) else 0
-        until_ms = self._until_ms = now_ms + int(self.lease_s * 1000)
+        until_ms = now_ms + self._lease_ms
         renewed = tx.connection.execute(
             "UPDATE runtime SET until_ms = ? WHERE id = ?",
             (until_ms, self.runtime_id),
         )
         if renewed.rowcount == 0:
+            self.term += 1  # somebody took this runtime for dead
             self.register(tx, now_ms=now_ms)
         if self._file is not None and not self._is_held():
             with contextlib.suppress(OSError):  # the next renewal tries again
                 self._file.close()
                 self.hold()
+        return until_ms
 
     def _in_time(self, now_ms: int) -> bool:
         """Whether this runtime's own lease holds, by the clock that others' are judged by."""
         if self._until_ms is None:
             return True
-        return self._until_ms - int(self.lease_s * 1000) <= now_ms < self._until_ms
+        return self._until_ms - self._lease_ms <= now_ms < self._until_ms
 
     def _is_held(self) -> bool:
         """Whether the lock file others look at is still the one that is locked here."""

@@ -81,7 +81,7 @@ class Store:
             self._writer = Writer(
                 self._database, published=self._published, fault=self._fault, lane=self._lane
             )
-            self.run(lambda tx: self.lease.register(tx, now_ms=self._wall_ms()))
+            self.lease.extend(self.run(lambda tx: self.lease.register(tx, now_ms=self._wall_ms())))
         except BaseException:
             self.close(timeout_s=1.0)
             raise
@@ -266,12 +266,12 @@ class Store:
     def renew_lease(self, renewed: Callable[[], None]) -> None:
         """Renew it; ``renewed`` is called afterwards, in the writer's thread."""
 
-        def work(tx: Transaction) -> tuple[None, list[Event]]:
-            self.lease.renew(tx, now_ms=self._wall_ms())
-            return None, []
+        def work(tx: Transaction) -> tuple[int, list[Event]]:
+            return self.lease.renew(tx, now_ms=self._wall_ms()), []
 
-        def done(_result: Any, _events: list[Event], error: BaseException | None) -> None:
+        def done(until_ms: int, _events: list[Event], error: BaseException | None) -> None:
             if error is None:
+                self.lease.extend(until_ms)
                 renewed()
 
         self.submit(work, done)

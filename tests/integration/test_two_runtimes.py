@@ -1,5 +1,6 @@
 """Two runtimes on one file: each session has one owner, and everybody sees everything."""
 
+import queue
 import threading
 
 import pytest
@@ -150,3 +151,61 @@ def test_a_turn_taken_over_while_its_runtime_was_frozen_is_ended_there(opened, e
     frozen.engine.upkeep.tick()
     assert ended.wait(10)
     eventually(lambda: not frozen.statuses())
+
+
+class Held:
+    """Workers that hold every job: what a frozen process had in its hands."""
+
+    def __init__(self, runtime, monkeypatch):
+        self.jobs = queue.SimpleQueue()
+        self._submit = runtime.engine.executor.workers.submit
+        monkeypatch.setattr(runtime.engine.executor.workers, "submit", self.jobs.put)
+
+    def thaw(self, job):
+        self._submit(job)
+
+
+def frozen_with_a_queued_call(opened, monkeypatch, effects, clock):
+    """A runtime that does nothing any more, past its lease, with a call that is about to start."""
+
+    def strike() -> str:
+        """Do what cannot be undone."""
+        effects.append("struck")
+        return "struck"
+
+    runtime = opened(ScriptedModel([Call("strike"), "Done."]), tools=[strike], clock=clock)
+    held = Held(runtime, monkeypatch)
+    runtime.engine.upkeep.stop()
+    session = runtime.create_session()
+    turn = session.prompt("go")
+    job = held.jobs.get(timeout=15)
+    clock.advance(60)
+    return runtime, session, turn, lambda: held.thaw(job)
+
+
+@pytest.mark.parametrize("renewed", [False, True], ids=["lapsed", "renewed"])
+def test_a_call_that_was_queued_does_not_start_once_the_session_was_taken_over(
+    opened, monkeypatch, renewed
+):
+    clock, effects = VirtualClock(), []
+    one, session, turn, thaw = frozen_with_a_queued_call(opened, monkeypatch, effects, clock)
+    two = opened(clock=clock)
+    assert [report.session_id for report in two.recovered] == [session.id]
+    if renewed:  # by the upkeep of the thawed process, before the call's thread gets to run
+        proved = threading.Event()
+        one.engine.store.renew_lease(proved.set)
+        assert proved.wait(15)
+    thaw()
+    with pytest.raises(errors.TurnAborted):
+        turn.result(timeout_s=15)
+    assert one.close()
+    assert effects == []
+
+
+def test_a_call_that_was_queued_starts_late_when_nobody_took_the_session(opened, monkeypatch):
+    clock, effects = VirtualClock(), []
+    _, _, turn, thaw = frozen_with_a_queued_call(opened, monkeypatch, effects, clock)
+    monkeypatch.undo()
+    thaw()
+    assert turn.result(timeout_s=15).text == "Done."
+    assert effects == ["struck"]
