@@ -213,3 +213,6 @@ class Server(uvicorn.Server):
             await closed.wait(timeout_s=CLOSE_S + 0.5)
         self._gateway.hub.close()
         await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # its client never read the end
+        await asyncio.sleep(0)

@@ -1,6 +1,8 @@
 """Who may call the gateway: passwords, origins, host names, and how much they may send."""
 
 import base64
+import gc
+import socket
 
 import pytest
 from serving import say
@@ -112,3 +114,18 @@ def test_a_shell_is_not_offered_to_a_network_without_a_password():
         check_bind(hostname, password="", insecure=True)
     for hostname in ("127.0.0.1", "::1", "localhost"):
         check_bind(hostname, password="", insecure=False)
+
+
+def test_a_client_that_never_reads_does_not_outlive_the_server(served):
+    server = served()
+    client = server.client()
+    session = client.post("/session", json={}).json()
+    client.post(f"/session/{session['id']}/message", json=say("x" * 8_000_000))
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as deaf:
+        deaf.sendall(
+            f"GET /session/{session['id']}/message HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        )
+        assert deaf.recv(1) == b"H"
+        server.stop()
+        gc.collect()  # a connection left behind would warn, and that is an error here
