@@ -235,13 +235,13 @@ def _sim(kinds: Any) -> None:
 
 
 def _run_sim(args: argparse.Namespace) -> int:
-    from understudy.gateway.chaos import simulate
+    from understudy.gateway.chaos.sim import simulate
 
     return simulate(args)
 
 
 def _run_soak(args: argparse.Namespace) -> int:
-    from understudy.gateway.soak import soak
+    from understudy.gateway.chaos.soak import soak
 
     return soak(args)
 

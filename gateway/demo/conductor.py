@@ -10,11 +10,11 @@ from typing import Final
 
 import msgspec
 
-from understudy.gateway.demo.child import Child
 from understudy.gateway.demo.ledger import Entry, Ledger, News, Order
 from understudy.gateway.demo.tasks import Plan, Task, tasks
 from understudy.gateway.demo.worker import Setup
 from understudy.gateway.display import Counts, Progress
+from understudy.gateway.pipes import Child
 
 IN_FLIGHT: Final = 120
 SILENCE_S: Final = 60.0
@@ -57,7 +57,12 @@ class Conductor:
             effects=str(self.plan.beside("effects")),
         )
         while not (self._all_done() or self.failure):
-            child = Child(msgspec.json.encode(setup), log=self.plan.beside("log"))
+            child = Child(
+                "understudy.gateway.demo.worker",
+                msgspec.json.encode(setup).decode(),
+                news=News,
+                log=self.plan.beside("log"),
+            )
             try:
                 self._live(child)
             finally:
@@ -67,7 +72,7 @@ class Conductor:
             for task in self.tasks.values():
                 task.asked = False
 
-    def _live(self, child: Child) -> None:
+    def _live(self, child: Child[News]) -> None:
         """One life of the worker: to the end of the work, to its kill, or to its own death."""
         started = heard = time.monotonic()
         ready, kill_at = False, float("inf")
@@ -135,7 +140,7 @@ class Conductor:
 
     # --- acting --------------------------------------------------------------------------------
 
-    def _ask(self, child: Child) -> None:
+    def _ask(self, child: Child[News]) -> None:
         """Keep so many prompts in flight."""
         room = IN_FLIGHT - self._in_flight()
         waiting = (task for task in self.tasks.values() if not (task.asked or task.outcome))
@@ -143,7 +148,7 @@ class Conductor:
             task.asked = True
             child.order(task.order())
 
-    def _crash(self, child: Child) -> None:
+    def _crash(self, child: Child[News]) -> None:
         """Make the actor of a busy session die; each session's once."""
         if not self._crashes or self.counts.answered < self._crashes[0]:
             return
@@ -155,14 +160,14 @@ class Conductor:
             self.ledger.write([Entry("crash", session=victim)])
             child.order(Order("crash", session=victim))
 
-    def _kill(self, child: Child) -> None:
+    def _kill(self, child: Child[News]) -> None:
         in_flight = self._in_flight()
         child.kill()
         self.counts.kills += 1
         self.ledger.write([Entry("kill")])
         self._progress.say(f"SIGKILL: the process is gone, with {in_flight} prompts in flight.")
 
-    def _stop(self, child: Child) -> None:
+    def _stop(self, child: Child[News]) -> None:
         """Let the worker close its runtime in its own time."""
         child.order(Order("stop"))
         give_up = time.monotonic() + SILENCE_S
@@ -174,7 +179,7 @@ class Conductor:
                 return
         self.failure = f"The worker did not close within {SILENCE_S:g} s"
 
-    def _mourn(self, child: Child) -> None:
+    def _mourn(self, child: Child[News]) -> None:
         """The worker died and nobody killed it."""
         code = child.bury()
         self._deaths += 1

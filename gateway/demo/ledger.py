@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from understudy.errors import StoreBusy, StoreUnreadable
+from understudy.gateway import lines
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -53,20 +54,18 @@ class Ledger:
             raise
 
     def _read(self) -> list[Entry]:
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        os.ftruncate(self._file, whole)  # the last write may have been cut short
         try:
-            lines = data[:whole].splitlines()
-            return [msgspec.json.decode(line, type=Entry) for line in lines]
+            entries, size = lines.whole(self.path.read_bytes(), Entry)
         except msgspec.DecodeError as error:
             raise StoreUnreadable(f"{self.path} is not a ledger: {error}") from error
+        os.ftruncate(self._file, size)
+        return entries
 
     def write(self, entries: Iterable[Entry]) -> None:
         """Append, and return when it is on disk."""
         added = list(entries)
         if added:
-            os.write(self._file, b"".join(msgspec.json.encode(each) + b"\n" for each in added))
+            lines.append(self._file, added)
             os.fsync(self._file)
             self.entries += added
 

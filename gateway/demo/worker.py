@@ -1,7 +1,6 @@
 """The demo's worker: an app that embeds a runtime, and is killed again and again.
 
-Orders come in on standard input and news go out on standard output, a line of JSON each. When the
-input ends the parent is gone, and so is the worker, at once: it may be killed anyway.
+Orders and news: see ``pipes``.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import random
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -37,6 +35,7 @@ from understudy.errors import (
 )
 from understudy.gateway.demo.files import PATTERN, Facts
 from understudy.gateway.demo.ledger import News, Order
+from understudy.gateway.pipes import read_orders, tell
 
 T = TypeVar("T")
 
@@ -182,33 +181,13 @@ class Worker:
             pass  # it tells whoever asked for it that the actor crashed
 
 
-# --- the pipes ---------------------------------------------------------------------------------
-
-
-def tell(news: News) -> None:
-    try:
-        os.write(sys.stdout.fileno(), msgspec.json.encode(news) + b"\n")
-    except OSError:
-        os._exit(1)
-
-
-def _read_orders(take: Callable[[Order], object]) -> None:
-    def read() -> None:
-        # Not sys.stdin: the interpreter cannot end while a thread waits inside it.
-        rest = b""
-        while chunk := os.read(0, 65_536):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                take(msgspec.json.decode(line, type=Order))
-        os._exit(1)
-
-    threading.Thread(target=read, name="demo-orders", daemon=True).start()
+# --- its life ----------------------------------------------------------------------------------
 
 
 async def main(setup: Setup) -> None:
     loop = asyncio.get_running_loop()
     orders: asyncio.Queue[Order] = asyncio.Queue()
-    _read_orders(lambda order: loop.call_soon_threadsafe(orders.put_nowait, order))
+    read_orders(Order, lambda order: loop.call_soon_threadsafe(orders.put_nowait, order))
     model = ScriptedModel(answer, record=0)
     async with Runtime(setup.database, model=model, tools=tools(setup)) as runtime:
         await Worker(runtime).serve(orders)

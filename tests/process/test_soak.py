@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
+from understudy.gateway.chaos.soak import SLACK, Sample, growth, plot
 from understudy.gateway.cli import main
-from understudy.gateway.soak import SLACK, Sample, growth, plot
 
 
 def samples(**growing):
