@@ -303,9 +303,11 @@ class Runtime:
         """Events in order: everything after a cursor (0 is the beginning), then live.
 
         Without ``after`` from now on. ``buffer`` bounds what waits for a slow reader, in events.
+        Raises ``SessionNotFound`` for a session that is not there, in an event loop when the first
+        event is taken; with ``after`` what was told of a deleted one is replayed up to its end.
         """
         self.engine.must_be_open()
-        return Subscription(
+        events = Subscription(
             self.engine.publisher,
             after=None if after is None else given.whole("after", after),
             session_id=None if session_id is None else check_id("session_id", session_id),
@@ -313,6 +315,13 @@ class Runtime:
             deltas=deltas,
             limit=given.whole("buffer", buffer, least=1),
         )
+        if session_id is not None and after is None:
+            # Looked up once it follows: what is deleted later is heard of.
+            found = self.engine.background(lambda: self.engine.record_of(session_id))
+            found.then(lambda done: events.fail(done.error) if done.error is not None else None)
+            if found.done and found.error is not None:
+                found.result()
+        return events
 
     @property
     def cursor(self) -> int:

@@ -76,6 +76,7 @@ class Subscription:
         self._dropped = 0
         self._closed = False
         self._deleted = False  # the last event said so
+        self._error: BaseException | None = None
         self._wakers: list[Callable[[], None]] = []
         self._told_gap = -1
         self.cursor = publisher.cursor if after is None else after
@@ -111,7 +112,10 @@ class Subscription:
     # --- taking --------------------------------------------------------------------------------
 
     def poll(self) -> Event | None:
-        """The next event, or None if there is none yet. May read the journal."""
+        """The next event, or None if there is none yet. May read the journal.
+
+        Raises ``SessionNotFound`` if there is no such session to follow, as taking always does.
+        """
         while True:
             event = self._take()
             if event is not None or not self._behind:
@@ -120,6 +124,8 @@ class Subscription:
 
     def _take(self) -> Event | None:
         """The next event at hand."""
+        if self._error is not None:
+            raise self._error.with_traceback(None)
         while True:
             if self._replay:
                 event = self._replay.popleft()
@@ -194,7 +200,7 @@ class Subscription:
             if event is not None:
                 return event
             with self._condition:
-                if self._buffer or self._behind:
+                if self._buffer or self._behind or self._error:
                     continue
                 left_s = None if deadline is None else deadline - time.monotonic()
                 if self._ended or (left_s is not None and left_s <= 0):
@@ -214,7 +220,7 @@ class Subscription:
             woken = loop.create_future()
             waker = partial(_wake_loop, loop, woken)
             with self._condition:
-                if self._buffer or self._behind:
+                if self._buffer or self._behind or self._error:
                     continue
                 if self._ended:
                     return None
@@ -235,6 +241,11 @@ class Subscription:
             yield event
 
     # --- the end -------------------------------------------------------------------------------
+
+    def fail(self, error: BaseException) -> None:
+        """End the stream with an error for whoever takes from it."""
+        self._error = error
+        self.close()
 
     def close(self) -> None:
         """End the stream; what is buffered can still be taken. Safe to repeat."""

@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from understudy import ScriptedModel
+from understudy import ScriptedModel, errors
 from understudy.errors import ActorCrashed, ResultNotReady
 from understudy.testing import Call, Fail, Gate, Say, Wait, crash
 
@@ -118,6 +118,20 @@ def test_the_events_of_one_session_end_with_it(opened):
         return [event.type async for event in session.events(after=0)]
 
     assert asyncio.run(follow()) == ["session.created", "session.deleted"]
+
+
+def test_the_events_of_no_session_are_refused_in_a_loop_too(opened):
+    runtime = opened()
+    session = runtime.create_session()
+    session.delete()
+
+    async def first_of(session_id):
+        async with runtime.events(session_id=session_id) as events:
+            return await events.next_async()
+
+    for session_id in (session.id, "ses_none"):
+        with pytest.raises(errors.SessionNotFound, match=session_id):
+            asyncio.run(asyncio.wait_for(first_of(session_id), 15))
 
 
 def test_the_events_of_a_session_made_again_go_on(opened):
