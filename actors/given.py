@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import hashlib
 import math
 import mimetypes
 import os
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, get_args
 
@@ -167,9 +168,9 @@ def metadata(value: object) -> dict[str, Any]:
     return dict(plain)
 
 
-def no_message(session_id: str, message_id: str) -> MessageNotFound:
+def no_message(session_id: str, message_id: str, *, what: str = "message") -> MessageNotFound:
     return MessageNotFound(
-        f"No prompt {message_id} in session {session_id}",
+        f"No {what} {message_id} in session {session_id}",
         session_id=session_id,
         message_id=message_id,
     )
@@ -210,6 +211,7 @@ def prompt_command(
     when_busy: WhenBusy,
     system: str | None,
     tools: Mapping[str, bool] | None,
+    known_tools: Collection[str],
     model: ModelRef | None,
     agent: str | None,
 ) -> SubmitPrompt:
@@ -219,7 +221,7 @@ def prompt_command(
         check_id("message_id", message_id)
     system = None if system is None else text("system", system)
     agent = None if agent is None else text("agent", agent)
-    switches = None if tools is None else _switches(tools)
+    switches = None if tools is None else _switches(tools, known_tools)
     parts = _parts(prompt)
     size = sum(len(_content(part).encode()) for part in parts)
     if size > limit_bytes:
@@ -240,10 +242,17 @@ def prompt_command(
     )
 
 
-def _switches(tools: object) -> dict[str, bool]:
+def _switches(tools: object, known: Collection[str]) -> dict[str, bool]:
     if not isinstance(tools, Mapping):
         raise InvalidInput("tools says by name which may be used", field="tools")
-    return {text("tools", name): bool(on) for name, on in tools.items()}
+    for name, on in tools.items():
+        if text("tools", name) not in known and name != "*":
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known) or 'none'}"
+            raise InvalidInput(f"no tool is called {name!r}: {hint}", field="tools")
+        if not isinstance(on, bool):
+            raise InvalidInput(f"tools: {name} is True or False, not {on!r}", field="tools")
+    return dict(tools)
 
 
 def _parts(

@@ -135,7 +135,8 @@ class Session(Handle):
             when_busy: "queue" waits its turn, "steer" joins the running turn at its next step,
                 "interrupt" ends the running turn first, "reject" raises ``SessionBusy``.
             system: the system prompt of this turn instead of the runtime's.
-            tools: which tools this turn may use, by name; ``{"*": False, "read": True}``.
+            tools: which of the runtime's tools this turn may use, by name;
+                ``{"*": False, "read": True}``.
             model: "provider/model" of one of the runtime's models.
             agent: a label kept on the messages.
             timeout_s: how long to wait for the acceptance, if not the runtime's usual time.
@@ -153,6 +154,7 @@ class Session(Handle):
             when_busy=when_busy,
             system=system,
             tools=tools,
+            known_tools=runtime.engine.tools,
             model=runtime.engine.model_ref(model),
             agent=agent,
         )
@@ -174,7 +176,7 @@ class Session(Handle):
         prompt, _ = self._runtime.engine.store.read.prompt(self.id, message_id)
         if prompt is None:
             self._runtime.engine.record_of(self.id)
-            raise given.no_message(self.id, message_id)
+            raise given.no_message(self.id, message_id, what="prompt")
         return prompt
 
     def prompts(self) -> Records[Prompt]:

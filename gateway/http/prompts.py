@@ -158,13 +158,16 @@ async def _accept(call: Call, body: NewPrompt, *, model: str | None = None) -> T
         parts = [_part(each, directory) for each in body.parts]
     if body.model is not None:
         model = body.model.name
+    # Clients switch off tools of OpenCode's that are not here: they are.
+    known = gateway.runtime.engine.tools
+    switches = {name: on for name, on in (body.tools or {}).items() if name in known or name == "*"}
     turn = await session.prompt(
         parts,
         message_id=body.message_id,
         model=QUIET if body.no_reply else model,
         agent=body.agent,
         system=body.system,
-        tools={**(body.tools or {}), USER_SHELL: False},
+        tools={**switches, USER_SHELL: False},
     )
     await _name(session, parts)
     return turn

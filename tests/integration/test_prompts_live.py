@@ -138,7 +138,7 @@ def test_one_message_id_is_the_same_turn_after_a_restart(opened, path):
     for changed in (
         {"prompt": "do it"},
         {"prompt": ["do", "it"], "system": "other"},
-        {"prompt": ["do", "it"], "tools": {"x": False}},
+        {"prompt": ["do", "it"], "tools": {"*": False}},
         {"prompt": ["do", "it"], "agent": "plan"},
     ):
         with pytest.raises(errors.PromptConflict):
@@ -271,6 +271,31 @@ def test_an_unusable_prompt_is_refused_and_nothing_is_stored(opened, path, case)
     assert runtime.restarts == 0
 
 
+def test_an_unknown_tool_is_named_with_the_one_it_is_like(opened):
+    def weather(city: str) -> str:
+        return city
+
+    runtime = opened(tools=[weather])
+    session = runtime.create_session()
+    with pytest.raises(errors.InvalidInput, match="'wether': did you mean weather") as refused:
+        session.prompt("Hello", tools={"wether": False})
+    assert refused.value.field == "tools"
+    with pytest.raises(errors.InvalidInput, match="there is weather"):
+        session.prompt("Hello", tools={"zzz": False})
+    assert len(session.prompts()) == 0
+    switches = {"*": False, "weather": True}
+    assert session.prompt("Hello", tools=switches).result().text == "Hello"
+
+
+def test_a_message_that_is_not_there_is_called_a_message_and_a_prompt_a_prompt(opened):
+    session = opened().create_session()
+    session.prompt("Hello").result()
+    with pytest.raises(errors.MessageNotFound, match="No message msg_none in session"):
+        session.messages(before="msg_none")
+    with pytest.raises(errors.MessageNotFound, match="No prompt msg_none in session"):
+        session.turn("msg_none")
+
+
 CIRCLE = {}
 CIRCLE["again"] = CIRCLE
 
@@ -369,6 +394,7 @@ BAD_CALLS = {
     "events: negative": (errors.InvalidInput, lambda r, s: r.events(after=-1)),
     "events: no such type": (errors.InvalidInput, lambda r, s: r.events(types="deltas")),
     "events: empty buffer": (errors.InvalidInput, lambda r, s: r.events(buffer=0)),
+    "events: unknown": (errors.SessionNotFound, lambda r, s: r.events(session_id="ses_none")),
     "reply: unknown": (errors.AskNotFound, lambda r, s: r.reply("per_none", "once")),
     "reply: a number": (errors.InvalidInput, lambda r, s: r.reply(5, "once")),
     "reply: feedback": (
@@ -418,6 +444,7 @@ def test_a_deleted_session_answers_every_call_with_not_found(opened):
         session.prompts,
         session.status,
         session.wait_idle,
+        session.events,
         turn.result,
         lambda: runtime.session(session.id),
     ):
