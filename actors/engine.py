@@ -485,6 +485,7 @@ class Engine:
                 self.outcomes.forget(session_id, "", pending)
                 pending.set(None)
 
+        pending.then(lambda _: self.outcomes.forget(session_id, "", pending))
         self.attempt(look, pending)
         return pending
 

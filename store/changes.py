@@ -5,6 +5,7 @@ The tables are a projection of the facts; this is the one place that knows it.
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from collections.abc import Iterable
 from typing import Any, Final
@@ -98,6 +99,12 @@ class Statements:
         self.ask = upsert(database, schema.Ask, keep=("seq",))
         fields = schema.Journal._meta.sorted_fields  # noqa: SLF001
         self.journal = statement(database, schema.Journal.insert(dict.fromkeys(fields)))
+
+
+@functools.cache
+def statements() -> Statements:
+    """The statements of any store: they are the same for all, and take a while to compile."""
+    return Statements(SqliteDatabase(None))
 
 
 _FENCE: Final = "UPDATE claim SET seq = ? WHERE session_id = ? AND epoch = ? AND owner = ?"

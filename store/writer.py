@@ -19,7 +19,7 @@ from tenacity import (
 )
 
 from understudy.errors import RuntimeClosed, StoreBusy, UnderstudyError
-from understudy.store.changes import Change, Statements, Transaction
+from understudy.store.changes import Change, Transaction, statements
 from understudy.store.database import BUSY_TIMEOUT_S, translate
 from understudy.store.events import Event
 from understudy.store.lanes import Lane, MakeLane, ThreadLane
@@ -106,7 +106,7 @@ class Writer:
         lane: MakeLane = ThreadLane,
     ) -> None:
         self._connection: sqlite3.Connection = database.connection()
-        self._statements = Statements(database)
+        self._statements = statements()
         self._published = published
         self._fault = fault
         self._commits = 0

@@ -47,8 +47,7 @@ def recover(d: Draft, command: Recover) -> None:
     for part in loaded.parts:
         parts[part.message_id][part.id] = part
     steps = {message.id: Step(message, parts.pop(message.id, {})) for message in loaded.messages}
-    started = any(entry.prompt.turn is not None for entry in loaded.prompts)
-    if steps or parts or started or loaded.markers:
+    if steps or parts or loaded.prompts or loaded.markers:
         d.status = _UNKNOWN
 
     _take_waiting(d, command)

@@ -21,7 +21,13 @@ from understudy import (
 )
 from understudy.actors import session_actor
 from understudy.actors.models.scripted import Call, Gate, Say, Wait, steps_taken
-from understudy.errors import CommandTimeout, RuntimeClosed, StoreBusy, StoreFull
+from understudy.errors import (
+    CommandTimeout,
+    RuntimeClosed,
+    SessionNotFound,
+    StoreBusy,
+    StoreFull,
+)
 
 QUICK = RestartPolicy(backoff_s=0.001, quarantine_after=3)
 
@@ -250,6 +256,15 @@ def test_whoever_waits_for_a_session_that_is_quarantined_is_told(opened, path, e
     with pytest.raises(errors.SessionQuarantined):
         turns[0].result(timeout_s=10)
     gate.open()
+
+
+def test_waiting_for_a_session_that_is_not_there_leaves_nothing_behind(opened):
+    runtime = opened(ScriptedModel([]))
+    session = runtime.create_session()
+    session.delete()
+    with pytest.raises(SessionNotFound):
+        session.wait_idle(timeout_s=15)
+    assert len(runtime.engine.outcomes) == 0
 
 
 def test_a_prompt_that_keeps_crashing_its_actor_is_set_aside(opened, monkeypatch, path):

@@ -6,7 +6,14 @@ import pytest
 from core_checks import check_all, check_settled
 from core_stage import SESSION, Rows, Stage, loaded, replace
 
-from understudy.actors.core.commands import OpenAsk, Recover, Reply, RequestCompaction, StepProgress
+from understudy.actors.core.commands import (
+    Abort,
+    OpenAsk,
+    Recover,
+    Reply,
+    RequestCompaction,
+    StepProgress,
+)
 from understudy.actors.core.compaction import FOLLOW_UP
 from understudy.actors.core.effects import RunTool
 from understudy.actors.core.state import Limits, Rules, State
@@ -504,6 +511,17 @@ def test_a_prompt_that_keeps_crashing_is_set_aside_and_the_rest_goes_on(which: s
     while stage.running:
         stage.answer()
     assert stage.outcome(keys["last"]) == "answered"
+    check_settled(stage)
+
+
+def test_setting_aside_all_that_waits_says_that_the_session_is_idle() -> None:
+    stage = Stage()
+    stage.prompt("a")
+    waiting = stage.prompt("b")
+    stage.send(Abort(reason="close"))
+    stage.crash(set_aside=waiting)
+    assert stage.outcome(waiting) == "failed"
+    assert [fact.type for fact in stage.facts][-2:] == ["session.status", "session.idle"]
     check_settled(stage)
 
 
