@@ -10,6 +10,7 @@ session_actor    the shell around it: claim, recover, decide, commit, publish, r
 pool             actors without threads of their own: mailboxes and dispatcher
 registry         which sessions are live, and how a command finds its actor
 supervisor       what happens when an actor dies
+orphans          sessions whose runtime died, made whole many at a time
 upkeep           what has to be done every now and then, the watchdog among it
 
 executor         runs effects: model streams, tools, timers

@@ -6,14 +6,12 @@ dispatcher, executor, registry and supervisor, and wires them together.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -26,6 +24,7 @@ from understudy.actors.core.state import Moment, Rules, State
 from understudy.actors.executor import Executor
 from understudy.actors.handles import TranscriptMessage, in_event_loop
 from understudy.actors.hooks import HookCall, Hooks
+from understudy.actors.orphans import Orphans
 from understudy.actors.outcomes import Outcomes
 from understudy.actors.pending import Pending, settled
 from understudy.actors.platform import Platform
@@ -43,7 +42,6 @@ from understudy.errors import (
     AskNotFound,
     InvalidInput,
     RuntimeClosed,
-    SessionClaimed,
     SessionNotFound,
     UnderstudyError,
 )
@@ -136,6 +134,7 @@ class Engine:
         self.executor = Executor(self)
         self.pool = self.platform.dispatcher(config.threads, monotonic_s=self.clock.monotonic_s)
         self.registry = Registry(self, self.pool, monotonic_s=self.clock.monotonic_s)
+        self.orphans = Orphans(self)
         self.supervisor = Supervisor(Mailbox(self.pool), self, self.restart, self.chance)
         self.upkeep = Upkeep(
             self,
@@ -168,38 +167,11 @@ class Engine:
             self.pool.start()
             self._tracker = SessionTracker(store=TrackerRows(self.store), clock=self.clock)
             self.registry.quarantined.update(self.store.read.quarantined())
-            self._recover_all()
+            self.orphans.recover_all()
             self.upkeep.start()
         except BaseException:
             self.close(timeout_s=2.0)
             raise
-
-    def _recover_all(self) -> None:
-        """Recover every session that has anything unfinished and no live owner."""
-        with _rare_collections():
-            for session_id, pending in self.recover_orphans():
-                try:
-                    pending.get(timeout=self.config.command_timeout_s)
-                except SessionClaimed:
-                    continue  # somebody took it in the meantime: theirs to recover
-                except UnderstudyError as error:
-                    logger.error("Session %s could not be recovered: %s", session_id, error)  # noqa: TRY400
-
-    def recover_orphans(self) -> list[tuple[str, Pending[Any]]]:
-        """Wake every unfinished session that no live runtime owns and that is not live here."""
-        unfinished = [
-            (session_id, owner)
-            for session_id, owner in self.store.read.unfinished_sessions()
-            if session_id not in self.registry.quarantined
-            and self.registry.actor(session_id) is None
-        ]
-        owners = {owner for _, owner in unfinished if owner is not None}
-        alive = self.store.run(lambda tx: {each for each in owners if self.store.alive(tx, each)})
-        return [
-            (session_id, self.registry.wake(session_id))
-            for session_id, owner in unfinished
-            if owner not in alive or owner == self.id
-        ]
 
     def close(self, *, drain_s: float = 0.0, timeout_s: float = 5.0) -> bool:
         """Stop: let turns finish for ``drain_s``, interrupt the rest, answer everybody, end.
@@ -560,17 +532,15 @@ class Engine:
         self.hooks.fire(call, internal=False)
 
     def _after_turn(self, event: Event) -> None:
-        fact = event.data
-        if type(fact) is PromptSettled:
+        if type(event.data) is PromptSettled:
             actor = self.registry.actor(event.session_id)
-            wanted = self.hooks.wanted("after_turn") and not fact.info.quiet
-            if wanted and actor is not None and actor.state is not None:
-                self._fire(
-                    "after_turn",
-                    actor.state.info,
-                    message_id=fact.info.message_id,
-                    outcome=fact.info.outcome,
-                )
+            if actor is not None and actor.state is not None:
+                self._fire_after_turn(actor.state.info, event.data)
+
+    def _fire_after_turn(self, info: SessionRecord, fact: PromptSettled) -> None:
+        if not fact.info.quiet:
+            settled = fact.info
+            self._fire("after_turn", info, message_id=settled.message_id, outcome=settled.outcome)
 
     def _forget_deleted(self, event: Event) -> None:
         """Drop what is kept of a deleted session, whichever process deleted it."""
@@ -651,6 +621,13 @@ class Engine:
         if self.config.recovery_hook is not None:
             self.hooks.workers.submit(lambda: self._call_hook(report))
 
+    def orphan_recovered(self, info: SessionRecord, facts: tuple[AnyFact, ...]) -> None:
+        """A session is whole again, and rests: there is no actor of it."""
+        self.session_recovered(info.id, "restart", facts)
+        for fact in facts:
+            if type(fact) is PromptSettled:
+                self._fire_after_turn(info, fact)
+
     def _call_hook(self, report: RecoveryReport) -> None:
         assert self.config.recovery_hook is not None, "only called with a hook"
         try:
@@ -668,19 +645,6 @@ class Engine:
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         self.executor.call_later(delay_s, callback)
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Collect garbage less often: of thousands of new actors none is, and looking takes a third."""
-    often, *others = gc.get_threshold()
-    if often:  # the app may have turned it off
-        gc.set_threshold(max(often, 20_000), *others)
-    try:
-        yield
-    finally:
-        if often:
-            gc.set_threshold(often, *others)
 
 
 def _settle(pending: Pending[T], work: Callable[[], T]) -> None:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from understudy.actors.core import commands
-from understudy.actors.core.commands import Command, Loaded, Reason, Recover
+from understudy.actors.core.commands import Command, Reason, Recover
 from understudy.actors.core.context import boundary
 from understudy.actors.core.decide import decide
 from understudy.actors.core.draft import Decision
 from understudy.actors.core.effects import Effect
-from understudy.actors.core.state import Entry, Moment, State
+from understudy.actors.core.state import Moment, State
+from understudy.actors.orphans import loaded_of
 from understudy.actors.pending import Pending
 from understudy.actors.pool import Mailbox, PooledActor
 from understudy.errors import (
@@ -196,15 +197,7 @@ class SessionActor(PooledActor):
     @property
     def idle(self) -> bool:
         """Nothing runs, waits or is asked: the session may be passivated."""
-        state = self.state
-        return (
-            state is not None
-            and self._batch is None
-            and state.turn is None
-            and state.compaction is None
-            and not state.queue
-            and not state.asks
-        )
+        return self.state is not None and self._batch is None and self.state.idle
 
     @property
     def settled(self) -> bool:
@@ -460,7 +453,7 @@ class SessionActor(PooledActor):
         info = around.store.read.session(self.session_id)
         if info is None:
             raise SessionNotFound(f"No session {self.session_id}", session_id=self.session_id)
-        found = around.store.read.unfinished(self.session_id)
+        found = around.store.read.unfinished([self.session_id])[self.session_id]
         if found.damaged:
             around.store.give_up_damaged(self.session_id)
         record = message.record
@@ -471,16 +464,7 @@ class SessionActor(PooledActor):
         self.epoch = message.claimed.epoch
         self.state = State(info=info, seq=message.claimed.seq)
         recover = Recover(
-            loaded=Loaded(
-                prompts=tuple(Entry(prompt, mine) for prompt, mine in found.prompts),
-                messages=found.messages,
-                parts=found.parts,
-                markers=found.markers,
-                asks=found.asks,
-                later=found.later,
-                summarised=found.summarised,
-                tails=self._boundaries(info, found.summarised),
-            ),
+            loaded=loaded_of(found, tails=self._boundaries(info, found.summarised)),
             reason=message.reason,
             epoch=self.epoch,
             restarted=message.restarted,

@@ -118,7 +118,7 @@ class Upkeep:
 
     def _orphans(self) -> None:
         """Sessions of runtimes that died while this one lives, and what could not be recovered."""
-        self._engine.recover_orphans()
+        self._engine.orphans.wake()
 
     def _sweep(self) -> None:
         self._engine.tracker.sweep()

@@ -5,7 +5,7 @@ Each function is the work of a writer's job: it runs inside the write transactio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -27,6 +27,10 @@ _TREE: Final = """
     )
     SELECT id, max(depth) FROM tree GROUP BY id ORDER BY max(depth) DESC, id
 """
+_SETTLE: Final = (
+    "UPDATE claim SET owner = NULL, epoch = epoch + 1, seq = ? "
+    "WHERE session_id = ? AND epoch = ? AND seq = ? AND owner IS ?"
+)
 _SESSION_TABLES: Final = ("part", "message", "inbox", "ask", "restart", "claim")
 
 
@@ -59,6 +63,40 @@ def create(
     )
     events = tx.append(info.id, seq, time_ms, facts)
     return Claimed(epoch + 1, seq + len(facts), None), events
+
+
+class Orphan(msgspec.Struct, frozen=True, gc=False):
+    """A session that nobody may be at work on: its record, and the claim as it was read."""
+
+    info: Session
+    owner: str | None
+    epoch: int
+    seq: int
+
+
+def settle_orphans(
+    tx: Transaction,
+    *,
+    settled: Sequence[tuple[Orphan, tuple[AnyFact, ...]]],
+    time_ms: int,
+    alive: Alive,
+) -> tuple[list[str], list[Event]]:
+    """Write the facts that make orphans whole, and leave them to nobody, at a higher epoch.
+
+    Returns the ids of those that moved since they were read; nothing was written of them.
+    """
+    owners = {orphan.owner for orphan, _ in settled}
+    free = {owner for owner in owners if owner is None or not alive(owner)}
+    moved: list[str] = []
+    events: list[Event] = []
+    for orphan, facts in settled:
+        session_id, seq = orphan.info.id, orphan.seq
+        values = (seq + len(facts), session_id, orphan.epoch, seq, orphan.owner)
+        if orphan.owner in free and tx.connection.execute(_SETTLE, values).rowcount == 1:
+            events += tx.append(session_id, seq, time_ms, facts)
+        else:
+            moved.append(session_id)
+    return moved, events
 
 
 def acquire(tx: Transaction, *, session_id: str, owner: str, alive: Alive) -> Claimed:

@@ -10,8 +10,8 @@ import logging
 import os
 import queue
 import sqlite3
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
@@ -19,6 +19,7 @@ import msgspec
 import peewee
 
 from understudy.errors import InvalidInput, RuntimeClosed, StoreError, StoreUnreadable
+from understudy.store.claims import Orphan
 from understudy.store.database import Durability, check_existing, connect, translate
 from understudy.store.events import Event, read_event
 from understudy.store.records import (
@@ -55,21 +56,32 @@ class _Kind(Generic[T]):
 
     def decoded(self, rows: Sequence[tuple[Any, ...]]) -> list[T]:
         """The records in the rows' last columns; a damaged one is reported and left out."""
+        records = self._together(rows)
+        return [each for _, each in self._one_by_one(rows)] if records is None else records
+
+    def by_session(self, rows: Sequence[tuple[Any, ...]]) -> defaultdict[str, list[T]]:
+        """The same of many sessions; their ids are in the rows' first columns."""
+        records = self._together(rows)
+        pairs = self._one_by_one(rows) if records is None else zip(rows, records, strict=True)
+        found: defaultdict[str, list[T]] = defaultdict(list)
+        for row, record in pairs:
+            found[row[0]].append(record)
+        return found
+
+    def _together(self, rows: Sequence[tuple[Any, ...]]) -> list[T] | None:
         try:
             records = self._decode_all(b"[%b]" % b",".join([row[-1] for row in rows]))
         except (msgspec.DecodeError, TypeError):
-            return self._one_by_one(rows)
+            return None
         # Two damaged rows can be one record between them.
-        return records if len(records) == len(rows) else self._one_by_one(rows)
+        return records if len(records) == len(rows) else None
 
-    def _one_by_one(self, rows: Sequence[tuple[Any, ...]]) -> list[T]:
-        records = []
+    def _one_by_one(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...], T]]:
         for row in rows:
             try:
-                records.append(self.decode(row[-1]))
+                yield row, self.decode(row[-1])
             except (msgspec.DecodeError, TypeError):
                 logger.exception("A damaged %s row was left out: %.80r", self._name, row)
-        return records
 
 
 _session: Final = _Kind[Session]("session", Session)
@@ -85,12 +97,35 @@ _UNFINISHED: Final = """
     UNION SELECT session_id FROM inbox WHERE open = 1
     UNION SELECT session_id FROM ask WHERE open = 1
 """
+# Of many sessions at once: a join that starts from their ids, and reads what is open only.
 _OPEN: Final = """
-    SELECT 'message', seq, data FROM message WHERE session_id = ?1 AND open = 1
-    UNION ALL SELECT 'part', seq, data FROM part WHERE session_id = ?1 AND open = 1
-    UNION ALL SELECT 'inbox', seq, data FROM inbox WHERE session_id = ?1 AND open = 1
-    UNION ALL SELECT 'ask', seq, data FROM ask WHERE session_id = ?1 AND open = 1
-    ORDER BY seq
+    SELECT o.session_id, 'message', o.seq, o.data FROM json_each(?1) j
+    CROSS JOIN message o INDEXED BY message_open ON o.session_id = j.value AND o.open = 1
+    UNION ALL SELECT o.session_id, 'part', o.seq, o.data FROM json_each(?1) j
+    CROSS JOIN part o INDEXED BY part_open ON o.session_id = j.value AND o.open = 1
+    UNION ALL SELECT o.session_id, 'inbox', o.seq, o.data FROM json_each(?1) j
+    CROSS JOIN inbox o INDEXED BY inbox_open ON o.session_id = j.value AND o.open = 1
+    UNION ALL SELECT o.session_id, 'ask', o.seq, o.data FROM json_each(?1) j
+    CROSS JOIN ask o INDEXED BY ask_open ON o.session_id = j.value AND o.open = 1
+    ORDER BY 3
+"""
+_PROMPTED: Final = """
+    SELECT m.session_id, m.data FROM json_each(?1) j
+    CROSS JOIN inbox i INDEXED BY inbox_open ON i.session_id = j.value AND i.open = 1
+    CROSS JOIN message m ON m.session_id = i.session_id AND m.id = i.message_id
+"""
+_STEP_PARTS: Final = """
+    SELECT p.session_id, p.data FROM json_each(?1) j
+    CROSS JOIN message m INDEXED BY message_open ON m.session_id = j.value AND m.open = 1
+    CROSS JOIN part p ON p.session_id = m.session_id AND p.message_id = m.id
+    ORDER BY m.seq, p.seq
+"""
+_ORPHANS: Final = """
+    SELECT c.session_id, c.owner, c.epoch, c.seq, s.data FROM json_each(?) j
+    CROSS JOIN claim c ON c.session_id = j.value JOIN session s ON s.id = c.session_id
+    WHERE NOT EXISTS (
+        SELECT 1 FROM restart r WHERE r.session_id = c.session_id AND r.consecutive > 0
+    )
 """
 
 
@@ -436,30 +471,47 @@ class Reads:
 
     # --- recovery ------------------------------------------------------------------------------
 
-    def unfinished(self, session_id: str) -> Unfinished:
-        """What recovery needs. Its cost depends on what is open, not on the history."""
+    def unfinished(self, session_ids: Sequence[str]) -> dict[str, Unfinished]:
+        """What recovery needs of each session. It costs what is open, not what the history is."""
+        ids = (msgspec.json.encode(session_ids).decode(),)
         with self.connection() as c:
-            rows: dict[str, list[tuple[str, int, bytes]]] = defaultdict(list)
-            for row in c.execute(_OPEN, (session_id,)):
-                rows[row[0]].append(row)
+            rows = c.execute(_OPEN, ids).fetchall()
+            found = {session_id: Unfinished() for session_id in session_ids}
             if not rows:
-                return Unfinished()
-            parts = _part.decoded(rows["part"])
-            messages = _message.decoded(rows["message"])
-            prompts = _prompt.decoded(rows["inbox"])
-            asks = _ask.decoded(rows["ask"])
-            open_messages = tuple(m for m in messages if isinstance(m, AssistantMessage))
-            read = len(parts) + len(messages) + len(prompts) + len(asks)
-            return Unfinished(
-                damaged=read < sum(map(len, rows.values())),
-                prompts=tuple(_with_messages(c, prompts)),
-                messages=open_messages,
-                parts=tuple(_all_parts(c, session_id, open_messages, parts)),
-                markers=(markers := tuple(_with_markers(c, parts))),
-                asks=tuple(asks),
-                later=_later(c, session_id, markers),
-                summarised=_summarised(c, session_id, markers),
-            )
+                return found
+            kinds: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+            for row in rows:
+                kinds[row[1]].append(row)
+            parts, asks = _part.by_session(kinds["part"]), _ask.by_session(kinds["ask"])
+            messages = _message.by_session(kinds["message"])
+            prompts = _prompt.by_session(kinds["inbox"])
+            prompted = _message.by_session(c.execute(_PROMPTED, ids).fetchall() if prompts else ())
+            inside = _part.by_session(c.execute(_STEP_PARTS, ids).fetchall() if messages else ())
+            readable: tuple[Mapping[str, Sequence[Any]], ...] = (messages, parts, prompts, asks)
+            for session_id, count in Counter([row[0] for row in rows]).items():
+                markers = tuple(_with_markers(c, parts[session_id]))
+                found[session_id] = Unfinished(
+                    damaged=sum(len(each[session_id]) for each in readable) < count,
+                    prompts=tuple(_with_messages(prompts[session_id], prompted[session_id])),
+                    messages=(steps := tuple(_assistants(messages[session_id]))),
+                    parts=tuple(_all_parts(steps, inside[session_id], parts[session_id])),
+                    markers=markers,
+                    asks=tuple(asks[session_id]),
+                    later=_later(c, session_id, markers),
+                    summarised=_summarised(c, session_id, markers),
+                )
+        return found
+
+    def orphans(self, session_ids: Sequence[str]) -> list[Orphan]:
+        """Those of these sessions that can be read and have not crashed, with their claims."""
+        with self.connection() as c:
+            rows = c.execute(_ORPHANS, (msgspec.json.encode(session_ids).decode(),)).fetchall()
+        infos = _session.by_session(rows)
+        return [
+            Orphan(info, owner, epoch, seq)
+            for session_id, owner, epoch, seq, _ in rows
+            for info in infos[session_id]
+        ]
 
     # --- journal -------------------------------------------------------------------------------
 
@@ -579,12 +631,17 @@ def _history_start(c: sqlite3.Connection, session_id: str) -> tuple[int, int]:
 
 
 def _with_messages(
-    c: sqlite3.Connection, prompts: Sequence[Prompt]
+    prompts: Sequence[Prompt], messages: Sequence[Message]
 ) -> Iterator[tuple[Prompt, UserMessage]]:
+    by_id = {message.id: message for message in messages}
     for prompt in prompts:
-        message = _user_message(c, prompt.session_id, prompt.message_id)
-        if message is not None:
+        message = by_id.get(prompt.message_id)
+        if isinstance(message, UserMessage):
             yield prompt, message
+
+
+def _assistants(messages: Sequence[Message]) -> Iterator[AssistantMessage]:
+    return (each for each in messages if isinstance(each, AssistantMessage))
 
 
 def _with_markers(
@@ -608,24 +665,12 @@ def _user_message(c: sqlite3.Connection, session_id: str, message_id: str) -> Us
 
 
 def _all_parts(
-    c: sqlite3.Connection,
-    session_id: str,
-    messages: Sequence[AssistantMessage],
-    dangling: Sequence[AnyPart],
+    messages: Sequence[AssistantMessage], inside: Sequence[AnyPart], dangling: Sequence[AnyPart]
 ) -> Iterator[AnyPart]:
     """Every part of the open messages, and what else is open."""
-    seen = set()
-    for message in messages:
-        rows = c.execute(
-            "SELECT data FROM part WHERE session_id = ? AND message_id = ? ORDER BY seq",
-            (session_id, message.id),
-        ).fetchall()
-        for part in _part.decoded(rows):
-            seen.add(part.id)
-            yield part
-    for part in dangling:
-        if part.id not in seen:
-            yield part
+    ids = {message.id for message in messages}
+    yield from (part for part in inside if part.message_id in ids)
+    yield from (part for part in dangling if part.message_id not in ids)
 
 
 def _later(

@@ -188,6 +188,24 @@ class Store:
 
         self.submit(work, done, clean=True)
 
+    def settle_orphans(
+        self, settled: Sequence[tuple[claims.Orphan, tuple[AnyFact, ...]]], done: Done
+    ) -> None:
+        """Write what makes sessions whole that nobody holds; the result: ids of those that moved.
+
+        All of them or, when the store cannot write, none.
+        """
+
+        def work(tx: Transaction) -> tuple[list[str], list[Event]]:
+            return claims.settle_orphans(
+                tx,
+                settled=settled,
+                time_ms=self._wall_ms(),
+                alive=functools.partial(self.alive, tx),
+            )
+
+        self.submit(work, done)
+
     def release(self, held: Sequence[tuple[str, int]]) -> None:
         """Let go of sessions by ``(session_id, epoch)``."""
 

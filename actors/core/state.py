@@ -168,3 +168,8 @@ class State(msgspec.Struct, frozen=True):
     compaction: Compaction | None = None
     asks: dict[str, Ask] = {}
     compacted: bool = False
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, waits or is asked."""
+        return not (self.turn or self.compaction or self.queue or self.asks)

@@ -124,7 +124,7 @@ def test_a21_and_f034_a_second_runtime_leaves_the_live_work_of_the_first_alone(p
         before = snapshot(path)
         with Runtime(path, model=obedient()) as second:
             for _ in range(20):
-                second.engine.recover_orphans()
+                second.engine.orphans.wake()
             assert not second.recovered
             assert snapshot(path) == before
             claimed = second.session(session_id)
@@ -194,7 +194,7 @@ def test_a21_two_survivors_recover_what_was_left_once(path: Path) -> None:
         ids = {busy_session(child) for _ in range(5)}
         child.kill()
         for runtime in (one, other, one, other):
-            runtime.engine.recover_orphans()
+            runtime.engine.orphans.wake()
         for session_id in ids:
             wait_for(one.session(session_id), "session.idle")
         for _ in ids:

@@ -78,7 +78,7 @@ def test_b13_and_f071_nothing_a_running_turn_does_late_brings_the_session_back(
         assert tools.ended.wait(30)
         runtime.create_session().prompt("say after").result(timeout_s=30)
         for _ in range(20):
-            runtime.engine.recover_orphans()
+            runtime.engine.orphans.wake()
             runtime.engine.upkeep._lost_executions()
         assert rows_of(path, session.id) == {}
         assert session.id not in {each.id for each in runtime.sessions()}

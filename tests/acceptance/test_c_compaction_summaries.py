@@ -434,7 +434,7 @@ def test_c30_two_processors_on_one_marker_make_one_summary(path):
         asked = session.compact()
         gate.wait_reached()
         with opened(path, other) as second:
-            second.engine.recover_orphans()
+            second.engine.orphans.wake()
             gate.open()
             asked.result(timeout_s=WAIT_S)
         assert (len(summaries(model)), len(summaries(other))) == (1, 0)

@@ -57,8 +57,9 @@ def _forget_the_epoch_check() -> AbstractContextManager[Any]:
 def _drop_the_inbox_on_restart() -> AbstractContextManager[Any]:
     unfinished = Reads.unfinished
 
-    def forgetting(self: Any, session_id: str) -> Any:
-        return msgspec.structs.replace(unfinished(self, session_id), prompts=())
+    def forgetting(self: Any, session_ids: Any) -> Any:
+        found = unfinished(self, session_ids)
+        return {key: msgspec.structs.replace(each, prompts=()) for key, each in found.items()}
 
     return patch.object(Reads, "unfinished", forgetting)
 
