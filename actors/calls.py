@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from understudy.actors.core.commands import OpenAsk, ToolFinished, ToolProgress
+from understudy.actors.handles import in_event_loop
 from understudy.actors.hooks import enter_hook
 from understudy.actors.pending import Pending
 from understudy.actors.tools.context import CancellableCall
@@ -85,23 +86,32 @@ class CallContext(CancellableCall):
         ask = self._permission(permission, patterns, always, metadata)
         self._granted(self._open(ask).get())
 
-    async def ask_async(
+    def ask_async(
         self,
         permission: str,
         *,
         patterns: Sequence[str] = ("*",),
         always: Sequence[str] = (),
         **metadata: Any,
-    ) -> None:
-        ask = self._permission(permission, patterns, always, metadata)
+    ) -> Awaitable[None]:
+        _only_in_a_loop("ask")
+        return self._ask(self._permission(permission, patterns, always, metadata))
+
+    async def _ask(self, ask: Ask) -> None:
         self._granted(await self._open(ask).wait())
 
     def question(self, questions: Sequence[Question]) -> tuple[tuple[str, ...], ...]:
         _not_in_a_loop("question_async")
         return self._answers(self._open(self._question(questions)).get())
 
-    async def question_async(self, questions: Sequence[Question]) -> tuple[tuple[str, ...], ...]:
-        return self._answers(await self._open(self._question(questions)).wait())
+    def question_async(
+        self, questions: Sequence[Question]
+    ) -> Awaitable[tuple[tuple[str, ...], ...]]:
+        _only_in_a_loop("question")
+        return self._put(self._question(questions))
+
+    async def _put(self, ask: Ask) -> tuple[tuple[str, ...], ...]:
+        return self._answers(await self._open(ask).wait())
 
     def _permission(
         self,
@@ -165,11 +175,14 @@ def _checked(what: str, value: Any, kind: Any) -> Any:
 
 
 def _not_in_a_loop(instead: str) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise ToolError(f"This would block the event loop: await {instead}() instead")
+    if in_event_loop():
+        raise ToolError(f"This would block the event loop: await {instead}() instead")
+
+
+def _only_in_a_loop(instead: str) -> None:
+    """Refuse what a plain function cannot await: it would go on as if it had been allowed to."""
+    if not in_event_loop():
+        raise ToolError(f"Only a coroutine can await this: call {instead}() instead")
 
 
 class CallRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,8 +109,10 @@ class Runtime:
     ) -> None:
         made = model_from(model) if model is None or isinstance(model, str) else model
         (first,) = given.models("model", (made,))
-        if recovery_hook is not None and not callable(recovery_hook):
-            raise InvalidInput("recovery_hook must be a function", field="recovery_hook")
+        if recovery_hook is not None and (
+            not callable(recovery_hook) or inspect.iscoroutinefunction(recovery_hook)
+        ):
+            raise InvalidInput("recovery_hook must be a plain function", field="recovery_hook")
         rules = Rules(
             limits=given.settings("limits", limits, Limits()),
             compaction=given.settings("compaction", compaction, CompactionRules()),

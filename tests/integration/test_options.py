@@ -8,6 +8,11 @@ import pytest
 from understudy import CompactionRules, Limits, RestartPolicy, Retention, Runtime, errors
 from understudy.testing import ScriptedModel, echo
 
+
+async def a_coroutine(*_):
+    """What nobody would await."""
+
+
 BAD_OPTIONS = {
     "a model that is none": {"model": object()},
     "a model's class": {"model": ScriptedModel},
@@ -34,6 +39,7 @@ BAD_OPTIONS = {
     "a number for a hook": {"hooks": {"after_turn": 3}},
     "a hook time below zero": {"hook_s": -1},
     "a number for a recovery hook": {"recovery_hook": 3},
+    "a coroutine for a recovery hook": {"recovery_hook": a_coroutine},
     "an unknown durability": {"durability": "fast"},
     "no threads": {"threads": 0},
     "a lease of nothing": {"lease_s": 0},

@@ -648,6 +648,23 @@ def test_a_running_tool_asks_for_permission(opened, watching, form):
     assert session.prompt("three").result(timeout_s=10).text == "a hole"
 
 
+@pytest.mark.parametrize("way", ["ask_async", "question_async"])
+def test_a_plain_function_that_asks_without_awaiting_is_stopped_there(opened, way):
+    done = []
+
+    @tool
+    def dig(ctx: ToolContext) -> str:
+        """Dig."""
+        getattr(ctx, way)("dig")
+        done.append("a hole")
+        return "done"
+
+    runtime = opened(calling(Call("dig")), tools=[dig], permissions={"dig": "deny"})
+    answer = runtime.create_session().prompt("dig").result(timeout_s=15).text
+    assert f"call {way.removesuffix('_async')}() instead" in answer
+    assert not done
+
+
 @pytest.mark.parametrize("form", ["thread", "coroutine"])
 def test_a_running_tool_that_asks_can_be_aborted_closed_and_deleted(opened, watching, form):
     ended = threading.Event()
