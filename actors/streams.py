@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -112,6 +113,7 @@ class ModelStream:
         self._flush_timer: asyncio.Handle | None = None
         self._soon = False
         self._given_up = False
+        self._room = 0  # characters that the answer may still have
 
     # --- the call ------------------------------------------------------------------------------
 
@@ -171,9 +173,10 @@ class ModelStream:
         if self._given_up:
             raise ModelError("The step was closed before its model let go")
         self._texts.clear()
+        self._room = limits.answer_chars
         try:
             async with _Silence(limits.stream_idle_s, self._give_up) as silence:
-                return await self._consume(self._model.stream(request), silence)
+                return await self._consume(self._opened(request), silence)
         except ModelError as error:
             if isinstance(error, ModelUnavailable) and self._texts and self._show:
                 raise Broken(error) from error
@@ -195,6 +198,17 @@ class ModelStream:
             ),
         )
 
+    def _opened(self, request: ModelRequest) -> AsyncIterator[Any]:
+        stream = self._model.stream(request)
+        if hasattr(stream, "__aiter__"):
+            return stream
+        if inspect.iscoroutine(stream):
+            stream.close()
+        raise ModelError(
+            f"{type(self._model).__name__}.stream() gave a {type(stream).__name__}: "
+            "write it as `async def` with `yield`"
+        )
+
     async def _consume(self, stream: AsyncIterator[Any], silence: _Silence) -> Answer:
         answer = Answer([])
         events = 0
@@ -212,7 +226,9 @@ class ModelStream:
                     case ReasoningDelta(text):
                         self._append(ReasoningPart, text)
                     case ToolCall():
-                        answer.calls.append(_checked(event))
+                        call = _checked(event)
+                        self._take(len(call.call_id) + len(call.tool) + len(call.arguments))
+                        answer.calls.append(call)
                     case Usage():
                         answer.usage = _checked(event)
                     case Finish():
@@ -231,6 +247,7 @@ class ModelStream:
     def _append(self, kind: type[StreamedPart], text: str) -> None:
         if not isinstance(text, str):
             raise ModelError(f"The model sent {type(text).__name__} as text")
+        self._take(len(text))
         text = storable(text)
         last = self._texts[-1] if self._texts else None
         if last is None or last.kind is not kind:
@@ -244,6 +261,15 @@ class ModelStream:
             open_text.size += len(text)
         if self._show:
             self._schedule_flush(soon=not open_text.opened)
+
+    def _take(self, characters: int) -> None:
+        """Count what was received, before it is kept."""
+        self._room -= characters
+        if self._room < 0:
+            limit = self._executor.rules.limits.answer_chars
+            raise ModelError(
+                f"The answer is longer than {limit} characters (limits.answer_chars)", limit=limit
+            )
 
     def _schedule_flush(self, *, soon: bool) -> None:
         if self._flushing:

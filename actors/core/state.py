@@ -37,6 +37,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         queue: prompts waiting in one session.
         prompt_bytes: the size of one prompt.
         tool_output: characters of a tool's output the model sees.
+        answer_chars: characters of one model answer, its reasoning and calls; more fails the turn.
     """
 
     steps: int = 100
@@ -51,6 +52,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     queue: int = 1000
     prompt_bytes: int = 8 * 1024 * 1024
     tool_output: int = 50_000
+    answer_chars: int = 4 * 1024 * 1024
 
 
 class CompactionRules(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from understudy import Limits, RestartPolicy, Runtime, ScriptedModel, errors, signals, tool
-from understudy.actors.models.protocol import Finish, TextDelta
+from understudy.actors.models.protocol import Finish, ReasoningDelta, TextDelta, ToolCall
 from understudy.actors.models.scripted import Call, Gate, Say, Wait
 
 
@@ -66,6 +66,50 @@ def test_a_model_that_never_pauses_holds_up_no_other_session_and_can_be_aborted(
     assert noisy.abort()
     with pytest.raises(errors.TurnAborted):
         turn.result(timeout_s=60)
+
+
+def sync_stream(_):
+    yield Finish("stop")
+
+
+async def no_stream(_):
+    return [Finish("stop")]
+
+
+@pytest.mark.parametrize("stream", [sync_stream, no_stream])
+def test_a_model_whose_stream_is_none_is_told_how_to_write_it(opened, stream):
+    runtime = opened(models=[Foreign("plain", stream)])
+    session = runtime.create_session(model="foreign/plain")
+    with pytest.raises(errors.TurnFailed, match=r"Foreign\.stream\(\) gave a .*`async def` with"):
+        session.prompt("go").result(timeout_s=15)
+
+
+PIECES = {
+    "text": TextDelta("x" * 100),
+    "reasoning": ReasoningDelta("x" * 100),
+    "calls": ToolCall("call", "tool", "x" * 100),
+}
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_an_answer_without_end_fails_its_turn_at_the_limit_and_is_kept_up_to_it(opened, kind):
+    async def endless(_):
+        while True:
+            yield PIECES[kind]
+
+    limits = Limits(answer_chars=10_050)
+    runtime = opened(models=[Foreign("endless", endless)], limits=limits)
+    session = runtime.create_session(model="foreign/endless")
+    turn = session.prompt("go")
+    with pytest.raises(errors.TurnFailed, match="longer than 10050 characters"):
+        turn.result(timeout_s=15)
+    session.wait_idle()
+    _, answer = session.messages()
+    assert answer.info.time.completed is not None
+    kept = [len(part.text) for part in answer.parts if part.type in ("text", "reasoning")]
+    assert kept == ([] if kind == "calls" else [10_000])
+    assert answer.tools == ()
+    assert session.prompt("next", model="scripted").result(timeout_s=15).text == "next"
 
 
 # --- closing -----------------------------------------------------------------------------------
