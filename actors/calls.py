@@ -22,6 +22,7 @@ from understudy.errors import ToolError
 from understudy.store.records import Ask, Question, ToolPart
 
 if TYPE_CHECKING:
+    from understudy.actors.core.effects import RunTool
     from understudy.actors.executor import Executor
     from understudy.actors.tools.tool import Tool
 
@@ -192,7 +193,7 @@ class CallRun:
         self,
         executor: Executor,
         tool: Tool | None,
-        part: ToolPart,
+        effect: RunTool,
         context: CallContext,
         *,
         term: int,
@@ -201,14 +202,13 @@ class CallRun:
         self._term = term  # of the lease, when the call's start was committed
         self._executor = executor
         self._tool = tool
-        self._part = part
+        self._part = effect.part
+        self._quiet = effect.quiet
 
     async def run(self) -> None:
         """Report the call's outcome to its session, unless it was cancelled from outside."""
         try:
-            hooks = self._executor.host.hooks
-            part = self._part
-            if await self._executor.read(lambda: hooks.silent(part.session_id, part.message_id)):
+            if self._quiet:
                 enter_hook("tool")
             outcome = await self._outcome()
         except asyncio.CancelledError:

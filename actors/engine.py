@@ -25,7 +25,7 @@ from understudy.actors.executor import Executor
 from understudy.actors.handles import TranscriptMessage, in_event_loop
 from understudy.actors.hooks import HookCall, Hooks
 from understudy.actors.orphans import Orphans
-from understudy.actors.outcomes import Outcomes
+from understudy.actors.outcomes import OUTCOMES, Outcomes
 from understudy.actors.pending import Pending, settled
 from understudy.actors.platform import Platform
 from understudy.actors.pool import Mailbox
@@ -127,9 +127,9 @@ class Engine:
             lane=lane,
         )
         self.outcomes = Outcomes()
-        self.publisher.observe(self.outcomes.observe)
-        self.publisher.observe(self._after_turn)
-        self.publisher.observe(self._forget_deleted)
+        self.publisher.observe(self.outcomes.observe, *OUTCOMES)
+        self.publisher.observe(self._after_turn, PromptSettled)
+        self.publisher.observe(self._forget_deleted, SessionDeleted)
         self.hooks = Hooks(self, config.hooks, hook_s=config.hook_s)
         self.executor = Executor(self)
         self.pool = self.platform.dispatcher(config.threads, monotonic_s=self.clock.monotonic_s)
@@ -532,10 +532,9 @@ class Engine:
         self.hooks.fire(call, internal=False)
 
     def _after_turn(self, event: Event) -> None:
-        if type(event.data) is PromptSettled:
-            actor = self.registry.actor(event.session_id)
-            if actor is not None and actor.state is not None:
-                self._fire_after_turn(actor.state.info, event.data)
+        actor = self.registry.actor(event.session_id)
+        if actor is not None and actor.state is not None:
+            self._fire_after_turn(actor.state.info, event.data)
 
     def _fire_after_turn(self, info: SessionRecord, fact: PromptSettled) -> None:
         if not fact.info.quiet:
@@ -544,10 +543,9 @@ class Engine:
 
     def _forget_deleted(self, event: Event) -> None:
         """Drop what is kept of a deleted session, whichever process deleted it."""
-        if type(event.data) is SessionDeleted:
-            self.executor.forget(event.session_id)
-            self.supervisor.forget(event.session_id)
-            self.registry.quarantined.pop(event.session_id, None)
+        self.executor.forget(event.session_id)
+        self.supervisor.forget(event.session_id)
+        self.registry.quarantined.pop(event.session_id, None)
 
     def tell_live(
         self, session_id: str, command: Command, done: Pending[Any] | None = None

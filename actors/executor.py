@@ -298,7 +298,7 @@ class Executor:
             directory=self.info(session_id).directory,
         )
         tool = self.tools.get(effect.part.tool)
-        run = CallRun(self, tool, effect.part, context, term=term)
+        run = CallRun(self, tool, effect, context, term=term)
         self._spawn(session_id, effect.part.id, run.run)
         self._executions[session_id].contexts[effect.part.id] = context
 

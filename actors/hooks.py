@@ -20,7 +20,6 @@ import msgspec
 
 from understudy.actors.pending import Pending
 from understudy.errors import InvalidInput
-from understudy.store.records import AssistantMessage
 
 if TYPE_CHECKING:
     from understudy.actors.engine import Engine
@@ -106,18 +105,6 @@ class Hooks:
 
     def wanted(self, hook: str) -> bool:
         return hook in self._hooks
-
-    def silent(self, session_id: str, message_id: str) -> bool:
-        """Whether a step works for a hook: its session is internal, or its prompt was a hook's."""
-        if not self._hooks:
-            return False
-        if self._engine.info(session_id).internal:
-            return True
-        pair = self._engine.store.read.message(session_id, message_id)
-        if pair is None or not isinstance(pair[0], AssistantMessage):
-            return False
-        prompt, _ = self._engine.store.read.prompt(session_id, pair[0].parent_id)
-        return prompt is not None and prompt.quiet
 
     def passes(self, hook: str, session_id: str, *, internal: bool) -> bool:
         """The gate: whether a hook of this session runs. Costs no write and no model call."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Final
 
 from understudy.actors.pending import Pending
 from understudy.actors.supervisor import quarantine_error
@@ -19,6 +19,8 @@ from understudy.store.events import (
 from understudy.store.records import CompactionPart
 
 _IDLE = ""
+OUTCOMES: Final = (PartUpdated, PromptSettled, SessionDeleted, SessionIdle, SessionQuarantined)
+"""The facts an ``Outcomes`` observes."""
 
 
 class Outcomes:
@@ -59,7 +61,7 @@ class Outcomes:
                 self._waiting.pop(session_id, None)
 
     def observe(self, event: Event) -> None:
-        """Look at every committed event. Cheap when it is nobody's business."""
+        """Look at a committed event. Cheap when it is nobody's business."""
         if event.session_id not in self._waiting:
             return
         fact = event.data

@@ -104,14 +104,22 @@ class Pending(pykka.Future[T]):
                     loop.call_soon_threadsafe(_set_if_waiting, settled)
 
             self.then(wake)
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await settled
-            except TimeoutError:
-                raise CommandTimeout(
-                    f"No answer within {timeout_s} s", timeout_s=timeout_s
-                ) from None
+            await _limited(settled, timeout_s)
+            if not self._done:
+                raise CommandTimeout(f"No answer within {timeout_s} s", timeout_s=timeout_s)
         return self.result()
+
+
+async def _limited(settled: asyncio.Future[None], timeout_s: float | None) -> None:
+    """Wait for it, or that long. A bare timer: ``asyncio.timeout`` costs as much as the rest."""
+    if timeout_s is None:
+        await settled
+        return
+    timer = settled.get_loop().call_later(timeout_s, _set_if_waiting, settled)
+    try:
+        await settled
+    finally:
+        timer.cancel()
 
 
 def _set_if_waiting(future: asyncio.Future[None]) -> None:

@@ -53,7 +53,7 @@ class Publisher:
         self._all: list[Subscription] = []
         self._by_session: dict[str, list[Subscription]] = {}
         self._streams: dict[str, Stream] = {}
-        self._observers: list[Callable[[Event], None]] = []
+        self._observers: defaultdict[type, list[Callable[[Event], None]]] = defaultdict(list)
         self._pump: SignalPump | None = None
 
     @property
@@ -75,9 +75,10 @@ class Publisher:
         for subscription in everyone:
             subscription.close()
 
-    def observe(self, observer: Callable[[Event], None]) -> None:
-        """Call ``observer`` with every durable event, in the publishing thread."""
-        self._observers.append(observer)
+    def observe(self, observer: Callable[[Event], None], *facts: type) -> None:
+        """Call ``observer`` with durable events of these facts, or of all, when published."""
+        for fact in facts or (Event,):
+            self._observers[fact].append(observer)
 
     # --- subscriptions -------------------------------------------------------------------------
 
@@ -138,9 +139,10 @@ class Publisher:
         if self._by_session:
             self._push_by_session(events)
         for event in events:
-            if type(event.data) in _LAST_WORDS:
+            fact = type(event.data)
+            if fact in _LAST_WORDS:
                 self._hush(event.data)
-            for observer in self._observers:
+            for observer in (*self._observers[Event], *self._observers[fact]):
                 observer(event)
 
     def _hush(self, fact: Any) -> None:

@@ -125,14 +125,25 @@ class ModelStream:
         if self._show:
             self._executor.publisher.attach(self)
         try:
-            async for attempt in self._policy():
-                with attempt:
-                    return await self._attempt(request)
-            raise AssertionError("tenacity answers or raises")
+            try:
+                return await self._attempt(request)
+            except ModelUnavailable as error:
+                return await self._again(request, error)
         finally:
             if self._flush_timer is not None:
                 self._flush_timer.cancel()
             self._executor.publisher.detach(self)
+
+    async def _again(self, request: ModelRequest, first: ModelUnavailable) -> Answer:
+        """Retry by the policy, which counts the attempt that failed: most calls need none."""
+        error: ModelUnavailable | None = first
+        async for attempt in self._policy():
+            with attempt:
+                if error is not None:
+                    failed, error = error, None
+                    raise failed
+                return await self._attempt(request)
+        raise AssertionError("tenacity answers or raises")
 
     def _policy(self) -> AsyncRetrying:
         limits, clock = self._executor.rules.limits, self._executor.clock

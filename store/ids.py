@@ -12,6 +12,7 @@ from typing import Final
 from understudy.errors import InvalidInput
 
 _BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_PAIRS: Final = tuple(low + high for high in _BASE62 for low in _BASE62)
 _MASK: Final = (1 << 48) - 1
 _SPREAD: Final = 0x9E3779B97F4A7C15F39CC0605CEDC835  # odd: distinct counters stay distinct
 _SHAPE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -24,9 +25,9 @@ def make_id(prefix: str, *, now_ms: int, counter: int, entropy: int) -> str:
         stamp ^= _MASK
     value = (entropy + (counter + 1) * _SPREAD) & ((1 << 96) - 1)
     tail = []
-    for _ in range(14):
-        value, digit = divmod(value, 62)
-        tail.append(_BASE62[digit])
+    for _ in range(7):
+        value, pair = divmod(value, 62 * 62)
+        tail.append(_PAIRS[pair])
     return f"{prefix}_{stamp:012x}{''.join(tail)}"
 
 

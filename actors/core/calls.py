@@ -71,7 +71,9 @@ def run_call(d: Draft, part: ToolPart, *, attempt: int = 1) -> None:
     )
     running = replace(part, state=state)
     open_parts.put_part(d, running)
-    d.start(RunTool(part=running, attempt=attempt))
+    assert d.turn is not None, "calls belong to a turn"
+    quiet = d.info.internal or d.turn.entry.prompt.quiet
+    d.start(RunTool(part=running, attempt=attempt, quiet=quiet))
 
 
 def running_call(d: Draft, part_id: str) -> tuple[ToolPart, ToolRunning] | None:

@@ -25,10 +25,14 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunTool(msgspec.Struct, frozen=True, kw_only=True):
-    """Run a tool call whose start is committed. ``attempt`` counts runs of the same call."""
+    """Run a tool call whose start is committed.
+
+    ``attempt`` counts runs of the same call. ``quiet``: it works for a hook, and starts none.
+    """
 
     part: ToolPart
     attempt: int = 1
+    quiet: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
