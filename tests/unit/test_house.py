@@ -43,6 +43,26 @@ def test_imports_point_one_way():
     assert lint.returncode == 0, f"{lint.stdout}\n{lint.stderr}"
 
 
+def loaded_by(statement: str) -> set[str]:
+    """The modules that a new interpreter has loaded after a statement."""
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_the_front_door_loads_its_dependencies_and_nothing_else():
+    """No extra, no way in from outside, no doubles of tests: who embeds it pays for none."""
+    dependencies = "import asyncio, blinker, msgspec, peewee, pykka, tenacity"
+    ours = loaded_by("import understudy") - loaded_by(dependencies)
+    assert {name.partition(".")[0] for name in ours} - sys.stdlib_module_names == {"understudy"}
+    unwanted = ("understudy.gateway", "understudy.testing", "understudy.actors.tools.workspace")
+    heavy = ("argparse", "email", "http", "importlib.metadata", "multiprocessing", "unittest")
+    assert sorted(name for name in ours if name.startswith((*unwanted, *heavy))) == []
+
+
 @pytest.fixture
 def src(tmp_path: Path) -> Path:
     """A copy of the package, with files for links, to break rules in."""
