@@ -199,9 +199,14 @@ class Session(Handle):
         """
         return self._command(Done(), Abort(queued=queued))
 
-    def compact(self) -> Compaction:
-        """Summarise the history; merges into a compaction that is already wanted."""
-        return self._command(Compaction(self), RequestCompaction())
+    def compact(self, *, model: str | None = None) -> Compaction:
+        """Summarise the history; merges into a compaction that is already wanted.
+
+        Args:
+            model: "provider/model" of one of the runtime's models, instead of the session's.
+        """
+        ref = self._runtime.engine.model_ref(model)
+        return self._command(Compaction(self), RequestCompaction(model=ref))
 
     def revert(self, message_id: str) -> Session:
         """Mark ``message_id`` and all after it, in ``record.revert``, for a view to hide.

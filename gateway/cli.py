@@ -122,7 +122,8 @@ def _serve(commands: Any) -> None:
         metavar="SPEC",
         help="openai/…, anthropic/… or scripted ($UNDERSTUDY_MODEL); again for more to choose from",
     )
-    add("--ask", action="append", metavar="PERMISSION", help="ask before: bash, edit, …; again")
+    add("--ask", action="append", metavar="PERMISSION", help="ask before: edit, …; again (bash)")
+    add("--allow", action="append", metavar="PERMISSION", help="do not ask before: bash; again")
     add("--cors", action="append", metavar="ORIGIN", help="let pages of this origin call; again")
     add("--insecure", action="store_true", help="let other machines in without a password")
     _add_database(parser)

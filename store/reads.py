@@ -30,6 +30,7 @@ from understudy.store.records import (
     Message,
     Prompt,
     Session,
+    ToolPart,
     UserMessage,
 )
 from understudy.store.schema import QUEUED
@@ -377,6 +378,18 @@ class Reads:
                 (session_id, turn),
             ).fetchall()
             return _with_parts(c, session_id, rows)
+
+    def tool_parts(self, session_id: str, names: Sequence[str]) -> list[ToolPart]:
+        """A session's calls of these tools, in the order they were made."""
+        with self.connection() as c:
+            rows = c.execute(
+                "SELECT data FROM part WHERE session_id = ? AND kind = 'tool' ORDER BY seq",
+                (session_id,),
+            ).fetchall()
+        wanted = [b'"tool":"%s"' % name.encode() for name in names]
+        rows = [row for row in rows if any(each in row[0] for each in wanted)]
+        found = _part.decoded(rows)
+        return [part for part in found if isinstance(part, ToolPart) and part.tool in names]
 
     def marker(self, session_id: str, marker_id: str) -> CompactionPart | None:
         """The compaction part of a marker message."""

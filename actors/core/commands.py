@@ -67,11 +67,13 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True):
 class RequestCompaction(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for a compaction; merges into an active one.
 
+    ``model`` writes the summary, instead of the session's; of one that is under way it stays.
     ``reverted`` are the messages a pending revert hides: they are removed first.
     """
 
     auto: bool = False
     resume: bool = False
+    model: ModelRef | None = None
     reverted: tuple[str, ...] = ()
 
 

@@ -25,6 +25,7 @@ from understudy.store.records import (
     CompactionPart,
     Failure,
     MessageTime,
+    ModelRef,
     Prompt,
     StepFinishPart,
     StepStartPart,
@@ -46,13 +47,20 @@ FOLLOW_UP = (
 def request_command(d: Draft, command: RequestCompaction) -> str:
     """A caller's request: runs at once when idle, else after the running turn."""
     prompts.remove_reverted(d, command.reverted)
-    marker_id = request(d, auto=command.auto, resume=command.resume)
+    marker_id = request(d, auto=command.auto, resume=command.resume, model=command.model)
     if d.turn is None:
         turns.advance(d)
     return marker_id
 
 
-def request(d: Draft, *, auto: bool, resume: bool, overflow: bool = False) -> str:
+def request(
+    d: Draft,
+    *,
+    auto: bool,
+    resume: bool,
+    overflow: bool = False,
+    model: ModelRef | None = None,
+) -> str:
     """The active marker's id: a new one, or the one that is there with the intents united."""
     active = d.compaction
     if active is not None:
@@ -71,6 +79,7 @@ def request(d: Draft, *, auto: bool, resume: bool, overflow: bool = False) -> st
         session_id=d.session_id,
         time=MessageTime(created=d.now),
         agent=AGENT,
+        model=model,
         synthetic=True,
     )
     part = CompactionPart(
@@ -136,7 +145,7 @@ def start(d: Draft) -> None:
         attempts=active.part.attempts + 1,
         summary_id=summary_id,
     )
-    model = d.info.model or d.rules.model
+    model = message.model or d.info.model or d.rules.model
     summary = AssistantMessage(
         id=summary_id,
         session_id=d.session_id,

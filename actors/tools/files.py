@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import itertools
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,12 +91,14 @@ class FileTools:
             path: the file, relative to the workspace.
             content: all of the file's text.
         """
-        with _locked(self.root.resolve(path)):
+        with _locked(real := self.root.resolve(path)):
+            created = not os.path.exists(real)
+            before = "" if created else self._shown(path)
             self.root.write(path, _encoded(content))
         name = self.root.relative(path)
-        return ToolResult(
-            f"Wrote {len(content)} characters to {name}.", name, {"lines": content.count("\n")}
-        )
+        changes = "" if before is None else diff(before, content, name)
+        metadata = {"lines": content.count("\n"), "created": created, "diff": changes}
+        return ToolResult(f"Wrote {len(content)} characters to {name}.", name, metadata)
 
     @tool(permission="edit", patterns=_path)
     def edit(self, path: str, old: str, new: str, *, replace_all: bool = False) -> ToolResult:
@@ -118,6 +121,13 @@ class FileTools:
         name = self.root.relative(path)
         metadata = {"replacements": count, "diff": diff(before, after, name)}
         return ToolResult(f"Replaced {count} in {name}.", name, metadata)
+
+    def _shown(self, path: str) -> str | None:
+        """What a file holds, or None if that is nothing for people to read."""
+        try:
+            return self._text(path)
+        except ToolError:
+            return None
 
     def _text(self, path: str) -> str:
         with self.root.open(path) as file, explained(path):

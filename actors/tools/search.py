@@ -177,7 +177,7 @@ class SearchTools:
         chosen = glob_pattern(include if "/" in include else f"**/{include}")
         search = Search(self.root, path, ctx, self.time_limit_s)
         lines: list[str] = []
-        for file, data in self._contents(search, chosen):
+        for file, data in self.contents(search, chosen):
             lines += _matches(wanted, file, data, search, GREP_MATCHES - len(lines))
             if len(lines) >= GREP_MATCHES or search.stopped:
                 break
@@ -186,7 +186,7 @@ class SearchTools:
         output = "\n".join(lines) + note if lines else f"No line matches.{note}"
         return ToolResult(output, pattern, {"count": len(lines), "more": bool(note)})
 
-    def _contents(self, search: Search, chosen: regex.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    def contents(self, search: Search, chosen: regex.Pattern[str]) -> Iterator[tuple[str, bytes]]:
         """The files to search with their bytes; binary and very large ones are left out."""
         if self.root.resolve(search.start).is_file():
             with self.root.open(search.start) as file, explained(search.start):

@@ -16,12 +16,17 @@ from starlette.types import ASGIApp
 from understudy.gateway.http import (
     asks,
     catalog,
+    changes,
     events,
+    files,
+    instance,
     openapi,
     parts,
     prompts,
     sessions,
     supervision,
+    todos,
+    unserved,
 )
 from understudy.gateway.http.access import Access
 from understudy.gateway.http.call import Call
@@ -68,11 +73,11 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("PATCH", SESSION, sessions.update, sessions.ChangedSession),
     Endpoint("DELETE", SESSION, sessions.delete),
     Endpoint("GET", f"{SESSION}/children", sessions.children),
-    Endpoint("GET", f"{SESSION}/todo", sessions.nothing),
-    Endpoint("GET", f"{SESSION}/diff", sessions.nothing),
+    Endpoint("GET", f"{SESSION}/todo", todos.todos),
+    Endpoint("GET", f"{SESSION}/diff", changes.diff),
     Endpoint("POST", f"{SESSION}/fork", sessions.fork, sessions.Place),
     Endpoint("POST", f"{SESSION}/abort", sessions.abort),
-    Endpoint("POST", f"{SESSION}/summarize", sessions.summarize),
+    Endpoint("POST", f"{SESSION}/summarize", sessions.summarize, sessions.Summary),
     Endpoint("POST", f"{SESSION}/revert", sessions.revert, sessions.Place),
     Endpoint("POST", f"{SESSION}/unrevert", sessions.unrevert),
     # prompts and messages
@@ -80,6 +85,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("POST", f"{SESSION}/prompt_async", prompts.prompt_async, prompts.NewPrompt, "204"),
     Endpoint("POST", f"{SESSION}/command", prompts.command, prompts.NewCommand),
     Endpoint("POST", f"{SESSION}/shell", prompts.shell, prompts.NewShell),
+    Endpoint("POST", f"{SESSION}/init", prompts.init, prompts.NewInit),
     Endpoint("GET", f"{SESSION}/message", prompts.messages),
     Endpoint("GET", MESSAGE, prompts.message),
     Endpoint("DELETE", MESSAGE, parts.delete_message),
@@ -97,6 +103,8 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     # what clients ask before they start
     Endpoint("GET", "/config", catalog.config),
     Endpoint("GET", "/global/config", catalog.config),
+    Endpoint("PATCH", "/config", instance.configure, instance.ChangedConfig),
+    Endpoint("PATCH", "/global/config", instance.configure, instance.ChangedConfig),
     Endpoint("GET", "/config/providers", catalog.config_providers),
     Endpoint("GET", "/provider", catalog.providers),
     Endpoint("GET", "/provider/auth", catalog.empty_object),
@@ -110,6 +118,21 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("GET", "/lsp", catalog.empty_list),
     Endpoint("GET", "/formatter", catalog.empty_list),
     Endpoint("GET", "/mcp", catalog.empty_object),
+    Endpoint("GET", "/skill", catalog.empty_list),
+    Endpoint("GET", "/experimental/capabilities", instance.capabilities),
+    Endpoint("GET", "/experimental/resource", catalog.empty_object),
+    Endpoint("GET", "/experimental/tool", instance.tools),
+    Endpoint("GET", "/experimental/tool/ids", instance.tool_names),
+    # files of the directory
+    Endpoint("GET", "/find", files.text),
+    Endpoint("GET", "/find/file", files.names),
+    Endpoint("GET", "/find/symbol", files.symbols),
+    Endpoint("GET", "/file", files.listing),
+    Endpoint("GET", "/file/content", files.content),
+    # the server
+    Endpoint("POST", "/instance/dispose", instance.dispose),
+    Endpoint("POST", "/global/dispose", instance.dispose_all),
+    Endpoint("POST", "/log", instance.log, instance.LogLine),
     Endpoint("GET", "/global/health", catalog.health),
     Endpoint("GET", "/doc", describe),
     # beyond OpenCode
@@ -166,5 +189,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """No such path, or not with this method: JSON, for no client expects a page."""
     assert isinstance(error, HTTPException), "registered for these"
     name = "NotFoundError" if error.status_code == 404 else "BadRequest"  # noqa: PLR2004
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    path = request.url.path
+    message = f"{request.method} {path}: {unserved.why(path) or error.detail}"
     return json_response({"name": name, "data": {"message": message}}, error.status_code)

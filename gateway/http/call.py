@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -67,6 +67,13 @@ class Call:
     def flag(self, name: str) -> bool:
         return (self.query(name) or "").lower() in ("true", "1")
 
+    def agent(self, name: str | None) -> str | None:
+        """An agent of the body, which must be one that ``/agent`` lists."""
+        known = self.gateway.runtime.engine.rules.agent
+        if name is not None and name != known:
+            raise InvalidInput(f"there is no agent {name!r:.100}; there is {known}", field="agent")
+        return name
+
     @property
     def directory(self) -> str:
         """Where the client works: ``?directory=``, or its header, or the server's own."""
@@ -90,6 +97,14 @@ class Call:
             raise InvalidInput(str(error), field="body") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidInput(f"the body is not JSON: {error}", field="body") from error
+
+    async def anything(self) -> dict[str, Any]:
+        """The body as an object with any fields."""
+        data = await self._read()
+        try:
+            return msgspec.json.decode(data or b"{}", type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidInput(f"the body is not an object: {error}", field="body") from error
 
     async def _read(self) -> bytes:
         announced = self.request.headers.get("content-length", "0")

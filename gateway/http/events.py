@@ -10,9 +10,9 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from starlette.responses import Response
@@ -35,7 +35,11 @@ BUFFER_EVENTS: Final = 10_000
 BUFFER_BYTES: Final = 8 * 1024 * 1024
 HEARTBEAT_S: Final = 10.0
 STALLED_S: Final = 30.0
-"""How long a client may take nothing at all before its connection is cut."""
+"""How long a client may take nothing at all before it is cut off."""
+LINGER_S: Final = 300.0
+"""How long a connection that is cut is kept, empty, for the client to read why."""
+CHUNK_BYTES: Final = 64 * 1024
+"""How much leaves at once: what a client does not read waits for all of them only once."""
 FLUSH_S: Final = 0.5
 YOUNG_S: Final = 0.25
 """How old a stream must be for its client to have begun reading it: ``opencode run`` opens one,
@@ -51,16 +55,19 @@ _controls = itertools.count(1)
 class Item:
     """An event, encoded at most once for ``/event`` and once for ``/global/event``."""
 
-    __slots__ = ("_global", "_payload", "cursor", "directory")
+    __slots__ = ("_global", "_local", "_payload", "cursor", "directory")
 
     def __init__(self, cursor: int | None, directory: str, payload: bytes) -> None:
         self.cursor = cursor
         self.directory = directory
         self._payload = payload
         self._global: bytes | None = None
+        self._local: bytes | None = None
 
     def local(self) -> bytes:
-        return self._framed(self._payload)
+        if self._local is None:
+            self._local = self._framed(self._payload)
+        return self._local
 
     def everywhere(self) -> bytes:
         if self._global is None:
@@ -77,8 +84,16 @@ class Item:
         return b"id: %d\ndata: %s\n\n" % (self.cursor, data)
 
 
+class Chunk(NamedTuple):
+    """What is to leave next, the marks to settle then, and the cursor the client then has."""
+
+    data: bytes
+    marks: list[asyncio.Future[None]]
+    cursor: int
+
+
 class Connection:
-    """One client's stream: what waits for it, and where it stands."""
+    """One client's stream: what waits for it, and how far it has been handed over (``cursor``)."""
 
     def __init__(self, directory: str | None, cursor: int) -> None:
         self.directory = directory
@@ -86,8 +101,10 @@ class Connection:
         self.closed = False
         self.opened_s = time.monotonic()
         self.lagging = False
-        self._waiting: list[Item | asyncio.Future[None]] = []
+        self._waiting: deque[Item | asyncio.Future[None]] = deque()
         self._bytes = 0
+        self.dropped = 0
+        self._told = False
         self._wake = asyncio.Event()
 
     def wants(self, item: Item) -> bool:
@@ -102,23 +119,21 @@ class Connection:
             return
         self._bytes += len(self.encoded(item))
         if len(self._waiting) >= BUFFER_EVENTS or self._bytes > BUFFER_BYTES:
-            self._overflow()
+            self.overflow()
         else:
             self._waiting.append(item)
         self._wake.set()
 
-    def _overflow(self) -> None:
-        dropped = len(self._waiting) + 1
-        self._release()
-        note = {"cursor": self.cursor, "dropped": dropped}
-        self._waiting = [control(OVERFLOW, note, self.directory or "")]
-        self.closed = True
+    def overflow(self) -> None:
+        """Drop what waits, for the client reads too slowly; it is told with the last chunk."""
+        self.dropped = sum(isinstance(each, Item) for each in self._waiting) + 1
+        self.abandon()
 
     def _release(self) -> None:
         for each in self._waiting:
             if isinstance(each, asyncio.Future) and not each.done():
                 each.set_result(None)
-        self._waiting = []
+        self._waiting.clear()
         self._bytes = 0
 
     def mark(self) -> asyncio.Future[None] | None:
@@ -130,23 +145,42 @@ class Connection:
         self._wake.set()
         return mark
 
-    async def take(self) -> tuple[bytes, list[asyncio.Future[None]]] | None:
-        """What waits, with the marks to settle once it is sent; None at the end.
-
-        Both are empty when nothing came for a while.
-        """
+    async def take(self) -> Chunk | None:
+        """What is to leave next; empty when nothing came for a while, None at the end."""
         if not self._waiting and not self.closed:
             self._wake.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), HEARTBEAT_S)
-        waiting, self._waiting, self._bytes = self._waiting, [], 0
-        if not waiting and self.closed:
+        if not self._waiting and self.closed:
+            return self._last()
+        pieces: list[bytes] = []
+        marks: list[asyncio.Future[None]] = []
+        size, cursor = 0, self.cursor
+        while self._waiting and size < CHUNK_BYTES:
+            each = self._waiting.popleft()
+            if isinstance(each, asyncio.Future):
+                marks.append(each)
+            else:
+                pieces.append(self.encoded(each))
+                size += len(pieces[-1])
+                cursor = each.cursor or cursor
+        self._bytes -= size
+        return Chunk(b"".join(pieces), marks, cursor)
+
+    def _last(self) -> Chunk | None:
+        if not self.dropped or self._told:
             return None
-        items = [each for each in waiting if isinstance(each, Item)]
-        for item in items:
-            self.cursor = item.cursor or self.cursor
-        marks = [each for each in waiting if isinstance(each, asyncio.Future)]
-        return b"".join(map(self.encoded, items)), marks
+        self._told = True
+        note = {"cursor": self.cursor, "dropped": self.dropped}
+        return Chunk(self.encoded(control(OVERFLOW, note, self.directory or "")), [], self.cursor)
+
+    def sent(self, chunk: Chunk) -> None:
+        """A chunk has been handed to the network."""
+        self.cursor = chunk.cursor
+        self.lagging = False
+        for mark in chunk.marks:
+            if not mark.done():
+                mark.set_result(None)
 
     def close(self) -> None:
         """End the stream after what waits."""
@@ -218,12 +252,23 @@ class Hub:
         if self.connections:
             trimmed = self._trimmed(event)
             if trimmed is not None:
-                item = self.item(trimmed)
-                for connection in self.connections:
-                    if connection.wants(item):
-                        connection.push(item)
+                for item in self.items(trimmed):
+                    self.broadcast(item)
         if self._waiters:
             self._settle()
+
+    def broadcast(self, item: Item) -> None:
+        """Send an event to every connection of its directory."""
+        for connection in self.connections:
+            if connection.wants(item):
+                connection.push(item)
+
+    def items(self, event: Event) -> list[Item]:
+        """An event, and before it what only clients take for one of its own."""
+        item = self.item(event)
+        told = self._gateway.wire.implied(event)
+        # Without a cursor: whoever resumes after the event has had both.
+        return [*(control(kind, about, item.directory) for kind, about in told), item]
 
     def item(self, event: Event) -> Item:
         kind, properties = self._gateway.wire.event(event)
@@ -332,30 +377,41 @@ class EventStream(Response):
         hub = self._gateway.hub
         connection = Connection(self._directory, hub.cursor if self._after is None else self._after)
         try:
-            await self._send(send, connection.encoded(self._control("server.connected", {})))
-            if self._after is not None:
-                await self._replay(connection, send)
-            hub.connections.add(connection)
-            told = self._gateway.recap if self._after is None else self._gateway.open_texts
-            for item in await told(self._directory):
-                connection.push(item)
-            while (taken := await connection.take()) is not None:
-                chunk, marks = taken
-                beat = not chunk and not marks
-                if beat:
-                    chunk = connection.encoded(self._control("server.heartbeat", {}))
-                if chunk:
-                    await self._send(send, chunk)
-                connection.lagging = False
-                for mark in marks:
-                    if not mark.done():
-                        mark.set_result(None)
+            try:
+                await self._serve(connection, send)
+            except TimeoutError:
+                connection.overflow()
+                hub.connections.discard(connection)
+                await self._follow(connection, send, timeout_s=LINGER_S)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (TimeoutError, OSError):
-            hub.dropped += 1
+            connection.dropped = connection.dropped or 1
         finally:
+            hub.dropped += bool(connection.dropped)
             hub.connections.discard(connection)
             connection.abandon()
+
+    async def _serve(self, connection: Connection, send: Send) -> None:
+        await self._send(send, connection.encoded(self._control("server.connected", {})))
+        if self._after is not None:
+            await self._replay(connection, send)
+        self._gateway.hub.connections.add(connection)
+        told = self._gateway.recap if self._after is None else self._gateway.open_texts
+        for item in await told(self._directory):
+            connection.push(item)
+        await self._follow(connection, send)
+
+    async def _follow(
+        self, connection: Connection, send: Send, *, timeout_s: float | None = None
+    ) -> None:
+        """Send what comes, to the end. Raises ``TimeoutError`` when the client reads nothing."""
+        while (chunk := await connection.take()) is not None:
+            data = chunk.data
+            if not data and not chunk.marks:
+                data = connection.encoded(self._control("server.heartbeat", {}))
+            if data:
+                await self._send(send, data, timeout_s=timeout_s)
+            connection.sent(chunk)
 
     async def _replay(self, connection: Connection, send: Send) -> None:
         """Send the journal from the cursor on; when this returns nothing lies in between."""
@@ -373,15 +429,17 @@ class EventStream(Response):
                 return read.events(after=after, upto=upto, limit=_PAGE)
 
             events = await gateway.runtime.engine.background(page).wait()
-            items = [item for item in map(hub.item, events) if connection.wants(item)]
+            found = (item for event in events for item in hub.items(event))
+            items = [item for item in found if connection.wants(item)]
             if items:
                 await self._send(send, b"".join(map(connection.encoded, items)))
             last = events[-1].cursor if len(events) == _PAGE else upto
             connection.cursor = last or upto
 
-    async def _send(self, send: Send, chunk: bytes) -> None:
-        message = {"type": "http.response.body", "body": chunk, "more_body": True}
-        await asyncio.wait_for(send(message), STALLED_S)
+    async def _send(self, send: Send, data: bytes, *, timeout_s: float | None = None) -> None:
+        # The server waits for room before it writes: what runs out of time has not left.
+        message = {"type": "http.response.body", "body": data, "more_body": True}
+        await asyncio.wait_for(send(message), STALLED_S if timeout_s is None else timeout_s)
 
     def _control(self, kind: str, properties: Any) -> Item:
         return control(kind, properties, self._directory or self._gateway.directory)

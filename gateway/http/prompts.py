@@ -86,6 +86,12 @@ class NewCommand(Record, frozen=True, kw_only=True):
     agent: str | None = None
 
 
+class NewInit(Record, frozen=True, kw_only=True):
+    message_id: str | None = None
+    provider_id: str | None = None
+    model_id: str | None = None
+
+
 class NewShell(Record, frozen=True, kw_only=True):
     command: str
     message_id: str | None = None
@@ -126,6 +132,17 @@ async def command(call: Call) -> Any:
     return await _answered(call, await _accept(call, given, model=body.model or template.model))
 
 
+async def init(call: Call) -> Any:
+    """Prompt with the command that writes AGENTS.md; answers when that is done."""
+    body = await call.body(NewInit)
+    model = f"{body.provider_id}/{body.model_id}" if body.provider_id and body.model_id else None
+    text = commands.fill(commands.INIT, "")
+    given = NewPrompt(parts=(TextGiven(text=text),), message_id=body.message_id)
+    await _outcome(await _accept(call, given, model=model))
+    await call.gateway.hub.flushed(call.session_id)
+    return True
+
+
 async def shell(call: Call) -> Any:
     """Run the user's own command as a turn; answers with the message that has its output."""
     body = await call.body(NewShell)
@@ -136,7 +153,7 @@ async def shell(call: Call) -> Any:
         [note],
         message_id=body.message_id,
         model=SHELL,
-        agent=body.agent,
+        agent=call.agent(body.agent),
         system=body.command,
         tools={"*": False},
     )
@@ -161,30 +178,34 @@ async def _accept(call: Call, body: NewPrompt, *, model: str | None = None) -> T
     # Clients switch off tools of OpenCode's that are not here: they are.
     known = gateway.runtime.engine.tools
     switches = {name: on for name, on in (body.tools or {}).items() if name in known or name == "*"}
-    turn = await session.prompt(
+    title = _title(session, parts)
+    accepting = session.prompt(
         parts,
         message_id=body.message_id,
         model=QUIET if body.no_reply else model,
-        agent=body.agent,
+        agent=call.agent(body.agent),
         system=body.system,
         tools={**switches, USER_SHELL: False},
     )
-    await _name(session, parts)
-    return turn
+    # Asked for before the prompt is waited for: nothing is told of a session after it is idle.
+    naming = session.update(title=title) if title else None
+    try:
+        return await accepting
+    finally:
+        if naming is not None:
+            with suppress(UnderstudyError):  # the prompt counts, whatever becomes of the title
+                await naming
 
 
-async def _name(session: Session, parts: list[TextPart | FilePart]) -> None:
-    """Give an untitled session the first words of its first prompt."""
+def _title(session: Session, parts: list[TextPart | FilePart]) -> str:
+    """The first words of its first prompt for an untitled session, else ""."""
     if _UNTITLED.fullmatch(session.title) is None:
-        return
+        return ""
     said = " ".join(
         part.text for part in parts if isinstance(part, TextPart) and not part.synthetic
     )
     words = " ".join(said.split())
-    if words:
-        short = words if len(words) <= TITLE_CHARS else f"{words[: TITLE_CHARS - 1].rstrip()}…"
-        with suppress(UnderstudyError):  # the prompt is accepted, whatever becomes of the title
-            await session.update(title=short)
+    return words if len(words) <= TITLE_CHARS else f"{words[: TITLE_CHARS - 1].rstrip()}…"
 
 
 def _part(given: PartGiven, directory: str) -> TextPart | FilePart:

@@ -19,6 +19,7 @@ from understudy.actors.models.configured import model_from
 from understudy.actors.pending import Pending
 from understudy.actors.runtime import Runtime
 from understudy.errors import InvalidInput, UnderstudyError
+from understudy.gateway.http import todos
 from understudy.gateway.http.app import application
 from understudy.gateway.http.builtin import PROVIDER, builtin_models
 from understudy.gateway.http.gateway import Gateway
@@ -39,6 +40,8 @@ CLOSE_S: Final = 3.0
 """How long turns, tools and the store have to end; the rest of five seconds is the network's."""
 LINGER_S: Final = 1
 BACKLOG: Final = 2048
+GUARDED: Final = {"bash": "ask"}
+"""A command can go where its user can, so a person is asked first, unless told otherwise."""
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -55,11 +58,12 @@ def serve(args: argparse.Namespace) -> int:
     directory = Path(args.directory or ".").resolve()
     if not directory.is_dir():
         raise InvalidInput(f"there is no directory {directory}", field="directory")
+    allowed = dict.fromkeys(args.allow or (), "allow")
     gateway = build(
         make_room(database_path(args.database)),
         models=[model_from(name) for name in args.model or (None,)],
         directory=str(directory),
-        permissions=dict.fromkeys(args.ask or (), "ask"),
+        permissions=GUARDED | dict.fromkeys(args.ask or (), "ask") | allowed,
     )
     if not password:
         print("Anybody who reaches this address may use it: no password is set.", file=sys.stderr)
@@ -122,7 +126,7 @@ def build(
         database,
         model=models[0],
         models=[*models[1:], *builtin_models()],
-        tools=[*workspaces.tools(), *options.pop("tools", ())],
+        tools=[*workspaces.tools(), todos.tool(), *options.pop("tools", ())],
         directory=directory,
         permissions=permissions,
         **options,

@@ -55,6 +55,13 @@ class Place(Record, frozen=True, kw_only=True):
     part_id: str | None = None
 
 
+class Summary(Record, frozen=True, kw_only=True):
+    """The model that is to write it; without one it is the session's."""
+
+    provider_id: str | None = None
+    model_id: str | None = None
+
+
 def untitled(parent: bool = False) -> str:  # noqa: FBT001, FBT002 - reads as said
     """The title a session has until its first prompt."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -73,7 +80,7 @@ async def create(call: Call) -> Any:
         directory=directory,
         metadata=body.metadata,
         model=body.model.name if body.model is not None else None,
-        agent=body.agent,
+        agent=call.agent(body.agent),
         permissions=body.permission,
     )
     return call.gateway.wire.session(session.record)
@@ -165,7 +172,11 @@ async def abort(call: Call) -> Any:
 
 async def summarize(call: Call) -> Any:
     """Compact the session; answers when the summary has replaced the history."""
-    compaction = await call.session().compact()
+    body = await call.body(Summary)
+    model = None
+    if body.model_id is not None:
+        model = body.model_id if body.provider_id is None else f"{body.provider_id}/{body.model_id}"
+    compaction = await call.session().compact(model=model)
     await compaction.result()
     await call.gateway.hub.flushed(call.session_id)
     return True
@@ -184,9 +195,3 @@ async def unrevert(call: Call) -> Any:
     """Show again what was hidden."""
     session = await call.session().unrevert()
     return call.gateway.wire.session(session.record)
-
-
-async def nothing(call: Call) -> Any:
-    """An empty list: there are no todos and no snapshots here."""
-    await call.gateway.info(call.session_id)
-    return []

@@ -35,6 +35,7 @@ from understudy.store.records import (
     Message,
     ModelRef,
     Session,
+    ToolCompleted,
     ToolPart,
     UserMessage,
 )
@@ -44,6 +45,7 @@ Json: TypeAlias = dict[str, Any]
 PROTOCOL: Final = "1.18.33"
 """The version of OpenCode whose protocol this is."""
 USER_SHELL: Final = "shell"
+TODO: Final = "todowrite"
 _DIRECTORIES: Final = 50_000
 _FILE_TOOLS: Final = ("read", "write", "edit")
 _MOODS: Final = (
@@ -198,6 +200,21 @@ class Wire:
         if isinstance(fact, PermissionReplied | QuestionReplied):
             return _replied(fact.type, fact.info)
         return event.type, fact
+
+    def implied(self, event: Event) -> list[tuple[str, Any]]:
+        """Events that clients know beside it, which no journal has."""
+        fact = event.data
+        if isinstance(fact, PartUpdated) and (todos := todos_of(fact.part)) is not None:
+            return [("todo.updated", {"sessionID": fact.session_id, "todos": todos})]
+        return []
+
+
+def todos_of(part: AnyPart) -> list[Json] | None:
+    """The list that a finished call of the todo tool left, or None for any other part."""
+    if isinstance(part, ToolPart) and part.tool == TODO and isinstance(part.state, ToolCompleted):
+        found: list[Json] = part.state.metadata.get("todos", [])
+        return found
+    return None
 
 
 def _tool_part(part: ToolPart) -> Json:

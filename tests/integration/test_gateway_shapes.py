@@ -16,6 +16,7 @@ from understudy.actors.models.scripted import ScriptedModel, steps_taken
 from understudy.errors import ModelError
 
 LINES = (Path(__file__).parent / "opencode" / "recorded.jsonl").read_bytes().splitlines()
+MODEL = {"modelID": "scripted", "providerID": "scripted"}
 RECORDED = [msgspec.json.decode(line) for line in LINES]
 
 # What no client needs, found by leaving it out: snapshots and diffs, which are not kept here, the
@@ -132,7 +133,7 @@ class Flow:
         self.ask("GET", "/session/{ses}/todo", ses=ses)
         self.ask("GET", "/session/{ses}/diff", ses=ses)
         self.ask("POST", "/session/{ses}/shell", {"command": "echo hi"}, ses=ses)
-        self.ask("POST", "/session/{ses}/summarize", {"modelID": "m", "providerID": "p"}, ses=ses)
+        self.ask("POST", "/session/{ses}/summarize", MODEL, ses=ses)
         self.ask("GET", "/session/{ses}", ses=ses)
         self.ask("GET", "/session")
 

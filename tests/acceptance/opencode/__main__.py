@@ -1,7 +1,8 @@
 """Drive OpenCode's own clients against a server: ``python -m tests.acceptance.opencode``.
 
 Installs them with npm into a folder of its own unless UNDERSTUDY_OPENCODE_CLIENTS names one.
-``python -m tests.acceptance.opencode install FOLDER`` does only that.
+``python -m tests.acceptance.opencode install FOLDER`` does only that, ``… compare [EXPERIMENT …]``
+runs the same experiments against OpenCode and understudy and prints what came of them.
 """
 
 import os
@@ -15,6 +16,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import clients  # noqa: E402 - beside this file
+import compare  # noqa: E402
 
 
 def main(arguments):
@@ -25,6 +27,8 @@ def main(arguments):
         if clients.VARIABLE not in os.environ:
             clients.install(Path(folder))
             os.environ[clients.VARIABLE] = folder
+        if arguments[:1] == ["compare"]:
+            return compare.main(arguments[1:])
         return pytest.main(["-v", "--import-mode=importlib", str(HERE), *arguments])
 
 

@@ -29,7 +29,7 @@ for (const [name, make] of [["v1", v1], ["v2", v2]]) {
   const children = await client.session.children(arg(id))
   const aborted = await client.session.abort(arg(id))
   const shell = await client.session.shell(arg(id, { agent: "build", command: "echo shell-hi" }))
-  const summarize = await client.session.summarize(arg(id, { providerID: "scripted", modelID: "scripted" }))
+  const summarize = await client.session.summarize(arg(id, { providerID: "mock", modelID: "slow" }))
   const providers = await client.config.providers()
   const agents = await client.app.agents()
   const removed = await client.session.delete(arg(id))
