@@ -203,6 +203,7 @@ def _chaos(commands: Any) -> None:
     parser = commands.add_parser("chaos", help="provoke failures on purpose")
     kinds = parser.add_subparsers(metavar="KIND", required=True)
     _sim(kinds)
+    _kill(kinds)
     soak = kinds.add_parser(
         "soak",
         help="steady load with crashes: does anything grow?",
@@ -233,6 +234,34 @@ def _sim(kinds: Any) -> None:
     add("--processes", type=_count, default=0, metavar="P", help="side by side (one a processor)")
     add("--trace", action="store_true", help="print what happened, step by step")
     parser.set_defaults(command=_run_sim)
+
+
+def _kill(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "kill",
+        help="kill, freeze and starve real processes, and check what is left",
+        description="A process works hard on a real file, in real threads. Round by round it is "
+        "killed at a random moment or a named point, frozen past its lease while another takes "
+        "over, left without room on the disk, or killed again and again as it starts. Each time a "
+        "new process makes the file whole, and what callers were promised is checked without "
+        "understudy's own code. Kinds of rounds: kill, point, start, loop, close, freeze, nap, "
+        "two, full. Exit code 1 if a guarantee was broken; the files of such rounds are kept.",
+    )
+    add = parser.add_argument
+    add("--rounds", type=_count, metavar="N", help="how many (100, or as --minutes allow)")
+    add("--minutes", type=float, metavar="M", help="begin no round after so long")
+    add("--seed", type=int, default=1, metavar="S", help="of what is left to chance (%(default)s)")
+    add("--kinds", metavar="A,B", help="only these kinds of rounds")
+    add("--keep", metavar="DIR", help="keep the files of failing rounds here (a temporary one)")
+    parser.set_defaults(command=_run_kill)
+
+
+def _run_kill(args: argparse.Namespace) -> int:
+    from understudy.gateway.chaos.kill import kill
+
+    if args.rounds is None:
+        args.rounds = 0 if args.minutes else 100
+    return kill(args)
 
 
 def _run_sim(args: argparse.Namespace) -> int:

@@ -87,8 +87,8 @@ class PlainProgress:
         pass
 
 
-class DrawnProgress:
-    """A bar with the counts below it."""
+class Bar:
+    """A bar on a terminal: how far it is beside it, and a line below."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -97,7 +97,7 @@ class DrawnProgress:
         self._live = Live(console=Console(highlight=False), transient=True, refresh_per_second=12)
         self._live.start()
 
-    def update(self, counts: Counts) -> None:
+    def draw(self, *, done: float, total: float, beside: str, below: str) -> None:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -106,15 +106,22 @@ class DrawnProgress:
         line = Table.grid(expand=True, padding=(0, 1))
         line.add_column(ratio=1)
         line.add_column(justify="right")
-        bar = ProgressBar(total=counts.total, completed=counts.answered)
-        line.add_row(bar, f"{counts.answered}/{counts.total} answered")
-        self._live.update(Group(line, Text(tally(counts), style="dim", overflow="ellipsis")))
+        line.add_row(ProgressBar(total=total, completed=done), beside)
+        self._live.update(Group(line, Text(below, style="dim", overflow="ellipsis")))
 
     def say(self, line: str) -> None:
         self._live.console.print(line, markup=False)
 
     def close(self) -> None:
         self._live.stop()
+
+
+class DrawnProgress(Bar):
+    """A bar with the counts below it."""
+
+    def update(self, counts: Counts) -> None:
+        beside = f"{counts.answered}/{counts.total} answered"
+        self.draw(done=counts.answered, total=counts.total, beside=beside, below=tally(counts))
 
 
 def tally(counts: Counts) -> str:

@@ -82,9 +82,13 @@ class Watch:
         self.types: Counter[str] = Counter()
         self.accepted: set[tuple[str, str]] = set()
         self.outcomes: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-        self._connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+        self.reopen(path)
         self._seqs: dict[str, int] = {}
         self._epochs: dict[str, int] = {}
+
+    def reopen(self, path: Path) -> None:
+        """Go on with the same database in another place."""
+        self._connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
 
     def close(self) -> None:
         self._connection.close()
