@@ -37,12 +37,18 @@ class Say(msgspec.Struct, frozen=True):
     text: str
     chunks: int | None = None
 
+    def __post_init__(self) -> None:
+        _check_words(self)
+
 
 class Think(msgspec.Struct, frozen=True):
     """Reasoning, streamed like ``Say``."""
 
     text: str
     chunks: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_words(self)
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -51,6 +57,15 @@ class Call(msgspec.Struct, frozen=True):
     tool: str
     arguments: Mapping[str, Any] | str = {}
     call_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tool, str):
+            raise InvalidInput(f"Call takes a tool's name, not {self.tool!r}", field="tool")
+        if not isinstance(self.arguments, Mapping | str):
+            raise InvalidInput(
+                f"Call takes arguments by name, or JSON text, not {self.arguments!r}",
+                field="arguments",
+            )
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -70,6 +85,11 @@ class Fail(msgspec.Struct, frozen=True):
     """Raise ``error``, an exception or its class."""
 
     error: BaseException | type[BaseException]
+
+    def __post_init__(self) -> None:
+        kind = self.error if isinstance(self.error, type) else type(self.error)
+        if not issubclass(kind, BaseException):
+            raise InvalidInput(f"Fail takes an exception, not {self.error!r}", field="error")
 
     def fresh(self) -> BaseException:
         """The error without the traceback and the context of its last use."""
@@ -122,7 +142,8 @@ class Wait(msgspec.Struct, frozen=True):
     until: float | Gate | asyncio.Event
 
     def __post_init__(self) -> None:
-        if not isinstance(self.until, int | float | Gate | asyncio.Event):
+        seconds = isinstance(self.until, int | float) and self.until >= 0
+        if not seconds and not isinstance(self.until, Gate | asyncio.Event):
             raise InvalidInput(f"Wait takes seconds, a Gate or an asyncio.Event: {self.until!r}")
 
     async def wait(self) -> None:
@@ -227,6 +248,14 @@ class Answer:
         total = use.tokens + output + reasoning
         tokens = Tokens(total=total, input=use.tokens, output=output, reasoning=reasoning)
         return Usage(tokens, use.cost)
+
+
+def _check_words(act: Say | Think) -> None:
+    name = type(act).__name__
+    if not isinstance(act.text, str):
+        raise InvalidInput(f"{name} takes text, not {act.text!r}", field="text")
+    if act.chunks is not None and (not isinstance(act.chunks, int) or act.chunks < 1):
+        raise InvalidInput(f"{name}: chunks is 1 or more, not {act.chunks!r}", field="chunks")
 
 
 def _pieces(act: Say | Think) -> Iterator[str]:

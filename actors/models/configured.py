@@ -23,8 +23,11 @@ def model_from(spec: str | None = None, **options: Any) -> Model:
     Raises ``InvalidInput`` for a name or an option that means nothing, ``ModelError`` when the
     provider's package is missing.
     """
-    spec = os.environ.get(VARIABLE, "") if spec is None else spec
-    provider, slash, model_id = (spec.strip() or "scripted").partition("/")
+    if spec is None:
+        spec = os.environ.get(VARIABLE, "").strip() or "scripted"
+    if not isinstance(spec, str):
+        raise InvalidInput(f"a model's name is text, not {spec!r}: write {POSSIBLE}", spec=spec)
+    provider, slash, model_id = spec.strip().partition("/")
     try:
         if provider == "scripted" and not slash:
             return echo(**options)

@@ -399,12 +399,31 @@ def test_the_same_script_gives_the_same_bytes():
     assert bytes_of() == bytes_of()
 
 
+BAD_ACTS = {
+    "a number to say": lambda: Say(3),
+    "no words": lambda: Think(None),
+    "no pieces": lambda: Say("a", chunks=0),
+    "half a piece": lambda: Say("a", chunks=1.5),
+    "a tool for its name": lambda: Call(print),
+    "arguments in a list": lambda: Call("ls", [1]),
+    "a word for an error": lambda: Fail("broken"),
+    "a time before now": lambda: Wait(-1),
+    "no number of seconds": lambda: Wait(float("nan")),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ACTS)
+def test_an_act_that_cannot_be_played_is_refused_where_it_is_written(case):
+    with pytest.raises(InvalidInput):
+        BAD_ACTS[case]()
+
+
 def test_a_model_is_made_from_its_name(monkeypatch):
     monkeypatch.delenv("UNDERSTUDY_MODEL", raising=False)
     assert text(play(model_from())[0]) == "hi"
     assert model_from("scripted", context_limit=5).context_limit == 5
     monkeypatch.setenv("UNDERSTUDY_MODEL", "nonsense/x")
-    for spec in (None, "gpt-5", "openai", "openai/", "scripted/x", "/x"):
+    for spec in (None, "", " ", 5, "gpt-5", "openai", "openai/", "scripted/x", "/x"):
         with pytest.raises(InvalidInput, match="scripted, openai/<model> or anthropic/<model>"):
             model_from(spec)
     with pytest.raises(InvalidInput, match="no_such_option"):
