@@ -35,7 +35,7 @@ from understudy.errors import (
 from understudy.store.changes import Change
 from understudy.store.claims import Claimed, RestartRecord
 from understudy.store.events import AnyFact, Event, PromptAccepted, PromptSettled
-from understudy.store.records import Session
+from understudy.store.records import BUSY, Session
 
 if TYPE_CHECKING:
     from understudy.actors.clock import Clock
@@ -462,7 +462,7 @@ class SessionActor(PooledActor):
             self._crashes = record.consecutive
             culprit = record.culprit if record.culprit_count >= SET_ASIDE_AT else None
         self.epoch = message.claimed.epoch
-        self.state = State(info=info, seq=message.claimed.seq)
+        state = State(info=info, seq=message.claimed.seq)
         recover = Recover(
             loaded=loaded_of(found, tails=self._boundaries(info, found.summarised)),
             reason=message.reason,
@@ -470,8 +470,8 @@ class SessionActor(PooledActor):
             restarted=message.restarted,
             set_aside=culprit,
         )
-        decision = self._decide(self.state, recover)
-        batch = _Batch(self.state)
+        decision = self._decide(state, recover)
+        batch = _Batch(state)
         done: Pending[Any] = Pending()
         facts = decision.facts
         done.then(
@@ -485,6 +485,9 @@ class SessionActor(PooledActor):
         # Whatever executors of a dead incarnation still had to say is void.
         self._mailbox.drop(lambda each: type(each) is Request and each.again)
         if facts:
+            # Until this is committed the session is what its rows say.
+            unfinished = found.prompts or found.messages or found.parts
+            self.state = msgspec.structs.replace(state, status=BUSY) if unfinished else state
             self._batch = batch
             self._mailbox.pause()
         else:

@@ -258,6 +258,28 @@ def test_whoever_waits_for_a_session_that_is_quarantined_is_told(opened, path, e
     gate.open()
 
 
+def test_a_session_is_busy_until_its_recovery_is_committed(opened):
+    told: list[str] = []
+
+    def look(point: str) -> None:
+        if point == "commit" and watching.is_set():
+            told.append(runtime.engine.status_of(session.id)["type"])
+
+    gate, watching = Gate(), threading.Event()
+    runtime = opened(gated(gate), restart=QUICK, fault=look)
+    session = runtime.create_session()
+    turn = session.prompt("x")
+    gate.wait_reached()
+    watching.set()
+    crash(session)
+    with pytest.raises(errors.TurnAborted):
+        turn.result(timeout_s=15)
+    watching.clear()
+    assert told
+    assert set(told) == {"busy"}
+    gate.open()
+
+
 def test_waiting_for_a_session_that_is_not_there_leaves_nothing_behind(opened):
     runtime = opened(ScriptedModel([]))
     session = runtime.create_session()
