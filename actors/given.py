@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import difflib
 import hashlib
+import json
 import math
 import mimetypes
 import os
 import sys
-import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, get_args
@@ -33,6 +33,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _EVENTS: Final = frozenset({*FACTS, *ALWAYS_TOLD})
 
+_LONGEST_S: Final = 1e9  # thirty years: a clock's time and the longest timeout have no sum
 _TITLE_LIMIT: Final = 1_000
 _ACTIONS: Final = ("allow", "ask", "deny")
 
@@ -54,6 +55,12 @@ def whole(field: str, value: object, *, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidInput(f"{field} is a whole number from {least}, not {value!r}", field=field)
     return min(value, sys.maxsize)
+
+
+def switch(field: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{field} is True or False, not {value!r}", field=field)
+    return value
 
 
 def record(field: str, value: R) -> R:
@@ -154,7 +161,7 @@ def seconds(field: str, value: object) -> float | None:
 def duration(field: str, value: object, *, least: int = 0) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
         raise InvalidInput(f"{field} is {least} s or more, not {value!r}", field=field)
-    return min(float(value), threading.TIMEOUT_MAX)
+    return float(min(value, _LONGEST_S))
 
 
 def metadata(value: object) -> dict[str, Any]:
@@ -163,6 +170,7 @@ def metadata(value: object) -> dict[str, Any]:
         raise InvalidInput("metadata must be a mapping", field="metadata")
     try:
         plain = msgspec.json.decode(msgspec.json.encode(dict(value)))
+        json.dumps(msgspec.to_builtins(value), allow_nan=False)  # msgspec writes null for NaN
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidInput(f"metadata must be JSON: {error}", field="metadata") from error
     return dict(plain)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from understudy.store.writer import FaultHook
 
 OnRestart: TypeAlias = Literal["interrupt", "resume"]
+Answered: TypeAlias = Literal["once", "always", "reject", "answered"]
 
 
 class Runtime:
@@ -225,8 +226,6 @@ class Runtime:
         engine = self.engine
         engine.must_be_open()
         now = engine.clock.wall_ms()
-        if not isinstance(internal, bool):
-            raise InvalidInput("internal is True or False", field="internal")
         info = SessionRecord(
             id=engine.new_id("ses") if session_id is None else check_id("session_id", session_id),
             title="New session" if title is None else given.title(title),
@@ -235,7 +234,7 @@ class Runtime:
             parent_id=None if parent_id is None else check_id("parent_id", parent_id),
             agent=None if agent is None else given.text("agent", agent),
             model=engine.model_ref(model),
-            internal=internal or inside_hook() is not None,
+            internal=given.switch("internal", internal) or inside_hook() is not None,
             metadata={} if metadata is None else given.metadata(metadata),
             permission=given.permission_rules(permissions),
         )
@@ -272,6 +271,11 @@ class Runtime:
         offset = given.whole("offset", offset)
         if parent_id is not None:
             check_id("parent_id", parent_id)
+        given.switch("roots", roots)
+        if archived is not None:
+            given.switch("archived", archived)
+        if internal is not None:
+            given.switch("internal", internal)
         within = None if directory is None else given.directory(directory)
         search = None if search is None else given.text("search", search)
         records: Records[Session] = Records(self.engine.handle_of)
@@ -315,7 +319,7 @@ class Runtime:
             after=None if after is None else given.whole("after", after),
             session_id=None if session_id is None else check_id("session_id", session_id),
             types=None if types is None else given.event_types(types),
-            deltas=deltas,
+            deltas=given.switch("deltas", deltas),
             limit=given.whole("buffer", buffer, least=1),
         )
         if session_id is not None and after is None:
@@ -341,7 +345,7 @@ class Runtime:
     def reply(
         self,
         ask_id: str,
-        reply: Literal["once", "always", "reject", "answered"] | None = None,
+        reply: Answered | None = None,
         *,
         feedback: str | None = None,
         answers: Sequence[Sequence[str]] | None = None,
@@ -351,7 +355,8 @@ class Runtime:
         A rejection with ``feedback`` lets the turn go on with it; without, it ends the turn. Raises
         ``AskNotFound``; ``AskClosed`` if it was answered before or what asked is gone.
         """
-        kind = reply or ("answered" if answers is not None else "once")
+        kind = ("once" if answers is None else "answered") if reply is None else reply
+        given.choice("reply", kind, Answered)
         command = Reply(
             ask_id=check_id("ask_id", ask_id),
             reply=kind,

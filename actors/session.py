@@ -146,7 +146,8 @@ class Session(Handle):
             PromptConflict, StoreError, RuntimeClosed, CommandTimeout.
         """
         runtime = self._runtime
-        given.seconds("timeout_s", timeout_s)
+        if timeout_s is not None:
+            timeout_s = given.duration("timeout_s", timeout_s)
         command = given.prompt_command(
             prompt,
             limit_bytes=runtime.engine.rules.limits.prompt_bytes,
@@ -197,7 +198,7 @@ class Session(Handle):
 
         What waits in the queue runs next, unless ``queued`` ends it too. True if anything ran.
         """
-        return self._command(Done(), Abort(queued=queued))
+        return self._command(Done(), Abort(queued=given.switch("queued", queued)))
 
     def compact(self, *, model: str | None = None) -> Compaction:
         """Summarise the history; merges into a compaction that is already wanted.
@@ -271,6 +272,7 @@ class Session(Handle):
 
     def archive(self, archived: bool = True) -> Session:  # noqa: FBT001, FBT002 - reads as said
         """Take the session out of the usual listing, or put it back."""
+        given.switch("archived", archived)
         now = self._runtime.engine.clock.wall_ms() if archived else None
         return self._command(self, UpdateSession(archived=now))
 
@@ -281,6 +283,7 @@ class Session(Handle):
         if another live runtime works on it or a child.
         """
         engine = self._runtime.engine
+        given.switch("missing_ok", missing_ok)
         pending: Pending[int] = Pending()
         engine.delete(self.id, pending, missing_ok=missing_ok)
         return Done()._begin(pending, engine.timeout_s(None))

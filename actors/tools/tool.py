@@ -84,7 +84,7 @@ class Tool:
         self.idempotent = idempotent
         self.permission = permission
         self.timeout_s = _positive(timeout_s, "timeout_s", self.name)
-        self.max_output = _positive(max_output, "max_output", self.name)
+        self.max_output = _positive(max_output, "max_output", self.name, whole=True)
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             type(function).__call__
         )
@@ -276,13 +276,16 @@ def toolbox(tools: Iterable[Tool | Callable[..., Any]]) -> dict[str, Tool]:
 
 
 def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidInput(f"{name!r} cannot be a tool's name: 1 to 64 of a-z, A-Z, 0-9, _ and -")
     return name
 
 
-def _positive(number: Any, option: str, name: str) -> Any:
-    if number is not None and not number > 0:
+def _positive(number: Any, option: str, name: str, *, whole: bool = False) -> Any:
+    if number is None:
+        return None
+    kind = int if whole else (int, float)
+    if isinstance(number, bool) or not isinstance(number, kind) or not number > 0:
         raise InvalidInput(f"tool {name}: {option} must be positive, not {number!r}")
     return number
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import threading
 
 import pytest
 
@@ -81,6 +82,14 @@ def test_a_close_that_is_refused_closes_nothing(tmp_path, bad):
         with pytest.raises(errors.InvalidInput):
             runtime.close(**bad)
         assert runtime.create_session().prompt("Hello").result().text == "Hello"
+
+
+def test_a_time_may_be_longer_than_any_clock_counts(tmp_path):
+    with Runtime(tmp_path / "agent.db") as runtime:
+        session = runtime.create_session()
+        for timeout_s in (threading.TIMEOUT_MAX, 1e300, 10**400, float("inf")):
+            turn = session.prompt("Hello", timeout_s=timeout_s)
+            assert turn.result(timeout_s=timeout_s).text == "Hello"
 
 
 def test_a_directory_may_be_a_path(tmp_path):

@@ -312,6 +312,8 @@ BAD_SESSIONS = {
     "metadata that is a list": {"metadata": [1]},
     "metadata that JSON cannot say": {"metadata": {"a": object()}},
     "metadata with a surrogate": {"metadata": {"a": "\ud800"}},
+    "metadata with NaN": {"metadata": {"a": [math.nan]}},
+    "metadata with infinity": {"metadata": {"a": {"b": math.inf}}},
     "metadata with a surrogate key": {"metadata": {"\ud800": 1}},
     "metadata in a circle": {"metadata": CIRCLE},
     "an unknown model": {"model": "none/such"},
@@ -407,6 +409,14 @@ BAD_CALLS = {
     ),
     "reply: not answers": (errors.InvalidInput, lambda r, s: r.reply("que_none", answers=5)),
     "wait_idle: negative": (errors.InvalidInput, lambda r, s: s.wait_idle(timeout_s=-1)),
+    "abort: a word": (errors.InvalidInput, lambda r, s: s.abort(queued="no")),
+    "archive: a word": (errors.InvalidInput, lambda r, s: s.archive("no")),
+    "delete: a word": (errors.InvalidInput, lambda r, s: s.delete(missing_ok="no")),
+    "sessions: roots": (errors.InvalidInput, lambda r, s: r.sessions(roots="no")),
+    "sessions: archived": (errors.InvalidInput, lambda r, s: r.sessions(archived="no")),
+    "sessions: internal": (errors.InvalidInput, lambda r, s: r.sessions(internal=0)),
+    "reply: a word": (errors.InvalidInput, lambda r, s: r.reply("per_none", "perhaps")),
+    "reply: no word": (errors.InvalidInput, lambda r, s: r.reply("per_none", "")),
     "wait_idle: NaN": (errors.InvalidInput, lambda r, s: s.wait_idle(timeout_s=math.nan)),
 }
 

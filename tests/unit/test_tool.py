@@ -211,7 +211,11 @@ def test_unusable_functions_and_options_are_refused() -> None:
         tool(3)  # type: ignore[call-overload]
     with pytest.raises(InvalidInput, match="<lambda>"):
         tool(lambda: None)
-    for options in ({"timeout_s": 0}, {"max_output": -1}, {"name": "a b"}, {"name": "x" * 65}):
+    for options in (
+        *({"timeout_s": each} for each in (0, True, "3", float("nan"))),
+        *({"max_output": each} for each in (-1, True, 2.5, "3")),
+        *({"name": each} for each in ("a b", "x" * 65, 3)),
+    ):
         with pytest.raises(InvalidInput):
             tool(**options)(lambda_like)
 
