@@ -27,7 +27,7 @@ from understudy.actors.core.effects import (
 )
 from understudy.actors.pending import Pending, failing
 from understudy.actors.steps import StepRun, SummaryRun
-from understudy.errors import InvalidInput, RuntimeClosed, UnderstudyError
+from understudy.errors import InvalidInput, RuntimeClosed, SessionNotFound, UnderstudyError
 from understudy.store.records import Ask, AssistantMessage
 
 if TYPE_CHECKING:
@@ -264,6 +264,8 @@ class Executor:
             for effect in effects:
                 try:
                     self._apply(session_id, effect, term)
+                except SessionNotFound:
+                    pass  # deleted meanwhile: nobody waits for it
                 except Exception:
                     logger.exception("Could not start %r", effect)
             with self._lock:

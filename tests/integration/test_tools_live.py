@@ -20,7 +20,9 @@ from understudy import (
     errors,
     tool,
 )
+from understudy.actors.core.effects import RunTool
 from understudy.actors.models.scripted import Call, Say, steps_taken
+from understudy.store.records import Span, ToolPart, ToolRunning
 
 AT_ONCE_S = 1.0
 
@@ -736,3 +738,18 @@ def test_a_question_is_answered_or_declined(opened, watching):
     assert "ask later" in declined.result(timeout_s=10).text
     with pytest.raises(errors.AskClosed):
         runtime.reply(ask.id, answers=[["a"], ["b"]])
+
+
+def test_a_call_of_a_session_that_was_just_deleted_is_dropped_without_a_word(opened, caplog):
+    executor = opened().engine.executor
+    part = ToolPart(
+        id="prt_1",
+        session_id="ses_gone",
+        message_id="msg_1",
+        tool="note",
+        call_id="call_1",
+        state=ToolRunning(input={}, time=Span(start=1)),
+    )
+    executor.start("ses_gone", [RunTool(part=part, attempt=1)])
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), executor._loop).result(15)
+    assert caplog.records == []
