@@ -92,7 +92,7 @@ class FileTools:
             content: all of the file's text.
         """
         with _locked(real := self.root.resolve(path)):
-            created = not os.path.exists(real)
+            created = not os.path.exists(real)  # noqa: PTH110 - false also for what is no name
             before = "" if created else self._shown(path)
             self.root.write(path, _encoded(content))
         name = self.root.relative(path)

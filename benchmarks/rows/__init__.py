@@ -9,3 +9,4 @@ from benchmarks.rows import sessions
 from benchmarks.rows import history
 from benchmarks.rows import events
 from benchmarks.rows import footprint
+from benchmarks.rows import gateway

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import stage
-from benchmarks.measure import Figure, Run, figure, interleaved, row, skipped
+from benchmarks.measure import Figure, Run, figure, interleaved, row
 from benchmarks.rows.history import size
 from benchmarks.rows.turns import _turns
 from understudy import Retention
@@ -87,12 +87,6 @@ def journal(run: Run) -> Iterator[Figure]:
     yield figure(f"events kept after {played:,} turns", events, "", "at most", kept + 10_000)
     yield figure(f"log (WAL) at its largest in {played:,} turns", wal / 1e6, "MB", "at most", 64)
     yield Figure(what=f"database after {played:,} turns", value=held / 1e6, unit="MB")
-
-
-@row("gateway")
-def gateway(_: Run) -> Iterator[Figure]:
-    """Later: the HTTP gateway is not part of this version."""
-    yield skipped("the gateway over HTTP", "there is no HTTP gateway in this version")
 
 
 assert os.name == "posix", "benchmarks read /proc"

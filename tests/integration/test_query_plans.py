@@ -144,6 +144,7 @@ def queries(read, session_id):
     read.message(session_id, message)
     read.turn(session_id, 1)
     read.marker(session_id, message)
+    read.tool_parts(session_id, ("write",))
     read.prompts(session_id)
     read.accepted_after(session_id, f"msg_{session_id}")
     read.ask(session_id, "per_x")

@@ -24,12 +24,11 @@ def benchmarks(*args):
 @pytest.mark.slow
 def test_rows_are_measured_written_and_drawn(tmp_path):
     output = tmp_path / "figures.json"
-    done = benchmarks("--quick", "--output", str(output), "import", "gateway")
+    done = benchmarks("--quick", "--output", str(output), "import")
     assert done.returncode == 0, done.stderr
     assert "RSS of an open, empty runtime" in done.stdout
-    assert "skipped" in done.stdout, "what is not measured is said"
     report = msgspec.json.decode(output.read_bytes())
-    assert {each["row"] for each in report["figures"]} == {"import", "gateway"}
+    assert {each["row"] for each in report["figures"]} == {"import"}
     assert report["machine"] in done.stdout
     measured = [each for each in report["figures"] if each["value"] is not None]
     assert all(each["value"] > 0 and each["met"] in (True, False) for each in measured)
