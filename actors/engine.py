@@ -369,9 +369,11 @@ class Engine:
 
     # --- calls ---------------------------------------------------------------------------------
 
-    def send(self, session_id: str, command: Command) -> Pending[Any]:
+    def send(
+        self, session_id: str, command: Command, reply: Pending[Any] | None = None
+    ) -> Pending[Any]:
         self.must_be_open()
-        return self.registry.send(session_id, command)
+        return self.registry.send(session_id, command, reply)
 
     def timeout_s(self, wanted: float | None) -> float:
         return self.config.command_timeout_s if wanted is None else wanted
@@ -383,13 +385,13 @@ class Engine:
         if in_event_loop():
             self.in_background(work, pending)
         else:
-            _settle(pending, work)
+            pending.settle(work)
         return pending
 
     def in_background(self, work: Callable[[], T], pending: Pending[T]) -> None:
         """Settle ``pending`` with what ``work`` gives or raises, in a thread of ours."""
         try:
-            job = self._background.submit(_settle, pending, work)
+            job = self._background.submit(pending.settle, work)
         except RuntimeError:
             pending.fail(RuntimeClosed("The runtime is closed"))
         else:
@@ -643,13 +645,6 @@ class Engine:
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         self.executor.call_later(delay_s, callback)
-
-
-def _settle(pending: Pending[T], work: Callable[[], T]) -> None:
-    try:
-        pending.set(work())
-    except BaseException as error:  # noqa: BLE001 - told to whoever waits
-        pending.fail(error)
 
 
 def _fork_title(title: str) -> str:

@@ -174,7 +174,9 @@ class Executor:
         self.host.tell_live(session_id, command, done)
 
     async def read(self, work: Callable[[], T]) -> T:
-        return await self._loop.run_in_executor(self._readers, work)
+        answer: Pending[T] = Pending()
+        self._readers.submit(answer.settle, work)
+        return await answer.wait()
 
     def model_for(self, history: History, message_id: str) -> Model:
         """The model the open message names; the runtime's first when it names none."""

@@ -16,7 +16,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 import msgspec
 
 from understudy.actors.pending import Pending
-from understudy.errors import ResultNotReady
+from understudy.errors import CommandTimeout, ResultNotReady
 from understudy.store.records import (
     AnyPart,
     AssistantMessage,
@@ -46,6 +46,7 @@ class Handle:
     _pending: Pending[Any] | None = None
     _timeout_s: float | None = None
     _looked = False
+    _given_up: Callable[[], None] | None = None  # called when the wait timed out
 
     def _begin(self, pending: Pending[Any], timeout_s: float | None) -> Self:
         """Wait for the answer here, or leave it to ``await``."""
@@ -53,8 +54,17 @@ class Handle:
             self._pending = pending
             self._timeout_s = timeout_s
         else:
-            self._arrive(pending.get(timeout=timeout_s))
+            try:
+                value = pending.get(timeout=timeout_s)
+            except CommandTimeout:
+                self._give_up()
+                raise
+            self._arrive(value)
         return self
+
+    def _give_up(self) -> None:
+        if self._given_up is not None:
+            self._given_up()
 
     def _arrive(self, value: Any) -> None:
         """Take the answer over. Subclasses keep what they need of it."""
@@ -71,7 +81,11 @@ class Handle:
     async def _wait(self) -> Self:
         if self._pending is not None:
             self._looked = True
-            value = await self._pending.wait(timeout_s=self._timeout_s)
+            try:
+                value = await self._pending.wait(timeout_s=self._timeout_s)
+            except CommandTimeout:
+                self._give_up()
+                raise
             if self._pending is not None:
                 self._pending = None
                 self._arrive(value)

@@ -6,11 +6,11 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pykka
 
+from understudy.actors.wakeups import set_if_waiting, wake_ups_of
 from understudy.errors import CommandTimeout
 from understudy.store.lanes import wait_released
 
@@ -55,6 +55,13 @@ class Pending(pykka.Future[T]):
     def fail(self, error: BaseException) -> None:
         self._settle(None, error)
 
+    def settle(self, work: Callable[[], T]) -> None:
+        """Set what ``work`` returns, or fail with what it raises."""
+        try:
+            self.set(work())
+        except BaseException as error:  # noqa: BLE001 - told to whoever waits
+            self.fail(error)
+
     def _settle(self, value: Any, error: BaseException | None) -> None:
         with self._lock:
             if self._done:
@@ -73,6 +80,12 @@ class Pending(pykka.Future[T]):
                 self._callbacks.append(callback)
                 return
         callback(self)
+
+    def forget(self, callback: Callable[[Pending[T]], None]) -> None:
+        """Do not call ``callback``, if it was not called yet."""
+        with self._lock:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
 
     def get(self, *, timeout: float | None = None) -> T:
         """Wait in this thread. Raises ``CommandTimeout`` after ``timeout`` seconds."""
@@ -98,12 +111,8 @@ class Pending(pykka.Future[T]):
         if not self._done:
             loop = asyncio.get_running_loop()
             settled = loop.create_future()
-
-            def wake(_: Pending[T]) -> None:
-                with suppress(RuntimeError):  # the loop that waited is closed
-                    loop.call_soon_threadsafe(_set_if_waiting, settled)
-
-            self.then(wake)
+            wake_ups = wake_ups_of(loop)
+            self.then(lambda _: wake_ups.wake(settled))
             await _limited(settled, timeout_s)
             if not self._done:
                 raise CommandTimeout(f"No answer within {timeout_s} s", timeout_s=timeout_s)
@@ -115,16 +124,11 @@ async def _limited(settled: asyncio.Future[None], timeout_s: float | None) -> No
     if timeout_s is None:
         await settled
         return
-    timer = settled.get_loop().call_later(timeout_s, _set_if_waiting, settled)
+    timer = settled.get_loop().call_later(timeout_s, set_if_waiting, settled)
     try:
         await settled
     finally:
         timer.cancel()
-
-
-def _set_if_waiting(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def failing(other: Pending[Any]) -> Pending[Any]:

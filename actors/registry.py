@@ -48,9 +48,11 @@ class Registry:
 
     # --- sending -------------------------------------------------------------------------------
 
-    def send(self, session_id: str, command: Any) -> Pending[Any]:
+    def send(
+        self, session_id: str, command: Any, reply: Pending[Any] | None = None
+    ) -> Pending[Any]:
         """Send a command, bringing the session to life if need be. The answer is durable."""
-        reply: Pending[Any] = Pending()
+        reply = Pending() if reply is None else reply
         self._deliver(session_id, Request(command, reply), activate=True)
         return reply
 

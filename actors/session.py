@@ -160,9 +160,10 @@ class Session(Handle):
             agent=agent,
         )
         turn = Turn(self, message_id)
-        return turn._begin(
-            runtime.engine.send(self.id, command), runtime.engine.timeout_s(timeout_s)
-        )
+        accepted: Pending[Any] = Pending()
+        accepted.then(turn._expect)
+        runtime.engine.send(self.id, command, accepted)
+        return turn._begin(accepted, runtime.engine.timeout_s(timeout_s))
 
     def turn(self, message_id: str) -> Turn:
         """The turn of a prompt that was accepted before."""

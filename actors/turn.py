@@ -11,9 +11,8 @@ from understudy.actors.core.commands import (
     Abort,
 )
 from understudy.actors.handles import Done, Handle, Reply
-from understudy.actors.pending import Pending, failing
+from understudy.actors.pending import Pending, failing, settled
 from understudy.errors import (
-    CommandTimeout,
     CompactionFailed,
     SessionNotFound,
     TurnAborted,
@@ -54,11 +53,18 @@ class Turn(Handle):
         self._message_id = message_id
         self._prompt: Prompt | None = None
         self._named = message_id is not None  # then it may have been accepted long ago
+        self._settled: Pending[Any] | None = None
         self._after = self._runtime.engine.publisher.cursor
 
     def _arrive(self, value: Any) -> None:
         self._prompt = value
         self._message_id = value.message_id
+
+    def _expect(self, accepted: Pending[Any]) -> None:
+        """Listen for the outcome from the acceptance on: so none is missed, or looked up."""
+        if accepted.error is None and accepted.result().outcome is None:
+            message_id = accepted.result().message_id
+            self._settled = self._runtime.engine.outcomes.expect(self.session.id, message_id)
 
     def __repr__(self) -> str:
         return f"<Turn {self._message_id} of {self.session.id}>"
@@ -85,42 +91,54 @@ class Turn(Handle):
             self._looked = True
             self._pending.then(lambda accepted: self._outcome(accepted, done))
             return Reply()._begin(done, timeout_s)
-        settled = self._expect(self.message_id, done)
-        try:
-            return Reply()._begin(done, timeout_s)
-        except CommandTimeout:
-            self._runtime.engine.outcomes.forget(self.session.id, self.message_id, settled)
-            raise
+        self._ready()
+        ended = self._settled or self._look()
+
+        def report(_: Pending[Any]) -> None:
+            self._report(ended, done)
+
+        def give_up() -> None:
+            ended.forget(report)
+            if ended is not self._settled:
+                self._runtime.engine.outcomes.forget(self.session.id, self.message_id, ended)
+
+        ended.then(report)
+        reply = Reply()
+        reply._given_up = give_up
+        return reply._begin(done, timeout_s)
 
     def _outcome(self, accepted: Pending[Any], done: Pending[Any]) -> None:
+        """Accepted, or not. What is over already was prompted with this id before."""
         if accepted.error is not None:
             done.fail(accepted.error)
             return
-        self._expect(accepted.result().message_id, done)
+        ended = self._settled or settled(accepted.result())
+        ended.then(lambda _: self._report(ended, done))
 
-    def _expect(self, message_id: str, done: Pending[Any]) -> Pending[Any]:
-        """Wait for the outcome, which may be there already."""
-        settled = self._runtime.engine.outcomes.expect(self.session.id, message_id)
-        settled.then(
-            lambda _: self._runtime.engine.in_background(lambda: self._answer(settled), done)
-        )
+    def _report(self, ended: Pending[Any], done: Pending[Any]) -> None:
+        self._runtime.engine.in_background(lambda: self._answer(ended), done)
+
+    def _look(self) -> Pending[Any]:
+        """Wait for the outcome of a prompt accepted who knows when: it may be there already."""
+        message_id = self.message_id
+        ended = self._runtime.engine.outcomes.expect(self.session.id, message_id)
 
         def look() -> None:
             prompt, _ = self._runtime.engine.store.read.prompt(self.session.id, message_id)
             if prompt is None:
-                settled.fail(_deleted(self.session.id))
+                ended.fail(_deleted(self.session.id))
             elif prompt.outcome is not None:
-                settled.set(prompt)
+                ended.set(prompt)
             else:
                 self._runtime.engine.must_run(self.session.id)
-            if settled.done:
-                self._runtime.engine.outcomes.forget(self.session.id, message_id, settled)
+            if ended.done:
+                self._runtime.engine.outcomes.forget(self.session.id, message_id, ended)
 
-        self._runtime.engine.in_background(look, failing(settled))
-        return settled
+        self._runtime.engine.in_background(look, failing(ended))
+        return ended
 
-    def _answer(self, settled: Pending[Any]) -> tuple[str | None, Any]:
-        prompt: Prompt = settled.result()
+    def _answer(self, ended: Pending[Any]) -> tuple[str | None, Any]:
+        prompt: Prompt = ended.result()
         if prompt.outcome == "answered" and prompt.turn is not None:
             pairs = self._runtime.engine.store.read.turn(self.session.id, prompt.turn)
             if not pairs:
