@@ -182,7 +182,7 @@ class StepRun:
             parsed = tool.parse(call.arguments)
             if tool.permission is not None:
                 patterns, always = tool.patterns(parsed), tool.always(parsed)
-        except ToolError as error:
+        except (ToolError, SessionNotFound) as error:  # deleted meanwhile: nobody will read it
             problem = words_of(error)
         except Exception as error:
             logger.exception("Tool %s could not check its input", call.tool)

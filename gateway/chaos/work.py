@@ -155,9 +155,10 @@ class Work:
     def _people(self) -> None:
         """Answer what tools ask, for as long as anybody could ask."""
         chance = random.Random(self._token)
-        while not self._resting.is_set() or self._unfinished():
-            self._do(self._reply, chance)
-            time.sleep(0.02)
+        with suppress(RuntimeClosed):
+            while not self._resting.is_set() or self._unfinished():
+                self._do(self._reply, chance)
+                time.sleep(0.02)
 
     # --- acts ----------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from understudy import (
     tool,
 )
 from understudy.actors.core.effects import RunTool
-from understudy.actors.models.scripted import Call, Say, steps_taken
+from understudy.actors.models.scripted import Call, Gate, Say, Wait, steps_taken
 from understudy.store.records import Span, ToolPart, ToolRunning
 
 AT_ONCE_S = 1.0
@@ -752,4 +752,24 @@ def test_a_call_of_a_session_that_was_just_deleted_is_dropped_without_a_word(ope
     )
     executor.start("ses_gone", [RunTool(part=part, attempt=1)])
     asyncio.run_coroutine_threadsafe(asyncio.sleep(0), executor._loop).result(15)
+    assert caplog.records == []
+
+
+def test_an_answer_that_ends_after_its_session_was_deleted_says_nothing(
+    opened, caplog, monkeypatch, eventually
+):
+    def note() -> str:
+        """Note it."""
+        return "noted"
+
+    gate = Gate()
+    runtime = opened(ScriptedModel([[Wait(gate), Call("note")]]), tools=[note])
+    executor = runtime.engine.executor
+    session = runtime.create_session()
+    session.prompt("go")
+    gate.wait_reached()
+    monkeypatch.setattr(executor, "cancel", lambda *_: None)  # it comes too late
+    session.delete()
+    gate.open()
+    eventually(lambda: not executor._executions)
     assert caplog.records == []
