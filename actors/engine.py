@@ -49,10 +49,12 @@ from understudy.store.claims import Claimed
 from understudy.store.events import (
     AnyFact,
     Event,
+    EventData,
     PromptSettled,
     SessionCreated,
     SessionDeleted,
     SessionReset,
+    deleted_by,
 )
 from understudy.store.ids import make_id
 from understudy.store.journal import Retention
@@ -292,7 +294,7 @@ class Engine:
 
         def unowned(ids: Any, events: list[Event], error: BaseException | None) -> None:
             if error is None:
-                self.sessions_deleted([event.data.info for event in events])
+                self.sessions_deleted(deleted_by(events))
             answered(error, ids)
 
         self.must_be_open()
@@ -538,8 +540,8 @@ class Engine:
         if actor is not None and actor.state is not None:
             self._fire_after_turn(actor.state.info, event.data)
 
-    def _fire_after_turn(self, info: SessionRecord, fact: PromptSettled) -> None:
-        if not fact.info.quiet:
+    def _fire_after_turn(self, info: SessionRecord, fact: EventData) -> None:
+        if isinstance(fact, PromptSettled) and not fact.info.quiet:
             settled = fact.info
             self._fire("after_turn", info, message_id=settled.message_id, outcome=settled.outcome)
 

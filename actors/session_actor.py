@@ -34,7 +34,7 @@ from understudy.errors import (
 )
 from understudy.store.changes import Change
 from understudy.store.claims import Claimed, RestartRecord
-from understudy.store.events import AnyFact, Event, PromptAccepted, PromptSettled
+from understudy.store.events import AnyFact, Event, PromptAccepted, PromptSettled, deleted_by
 from understudy.store.records import BUSY, Session
 
 if TYPE_CHECKING:
@@ -520,7 +520,7 @@ class SessionActor(PooledActor):
         def done(ids: Any, events: list[Event], error: BaseException | None) -> None:
             if error is None:
                 self._dead = True
-                self._around.sessions_deleted([event.data.info for event in events])
+                self._around.sessions_deleted(deleted_by(events))
                 self._around.actor_ended(
                     self.session_id,
                     self._mailbox,

@@ -15,34 +15,24 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from understudy.errors import InvalidInput, RuntimeClosed
-from understudy.store.events import Event, EventDamaged, Fact, SessionDeleted
+from understudy.store.events import (
+    Event,
+    EventDamaged,
+    EventsGap,
+    EventsOverflow,
+    SessionDeleted,
+)
 
 if TYPE_CHECKING:
     from understudy.actors.publisher import Publisher
 
-OVERFLOW: Final = "events.overflow"
-GAP: Final = "events.gap"
+OVERFLOW: Final = EventsOverflow.type
+GAP: Final = EventsGap.type
 ALWAYS_TOLD: Final = frozenset({OVERFLOW, GAP, EventDamaged.type})
 _PAGE: Final = 500
-
-
-class EventsOverflow(Fact, frozen=True, kw_only=True):
-    """The subscriber fell behind; live deltas after ``cursor`` were dropped, facts follow."""
-
-    type: ClassVar[str] = OVERFLOW
-    cursor: int
-    dropped: int
-
-
-class EventsGap(Fact, frozen=True, kw_only=True):
-    """The journal no longer reaches back to the cursor asked for; ``oldest`` comes next."""
-
-    type: ClassVar[str] = GAP
-    after: int
-    oldest: int
 
 
 class Subscription:
@@ -168,7 +158,7 @@ class Subscription:
         journal = self._publisher.journal
         page = journal.events(after=self.cursor, limit=_PAGE, session_id=self.session_id)
         session_id = self.session_id or ""
-        notes: list[Fact] = []
+        notes: list[EventsOverflow | EventsGap] = []
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             notes.append(EventsOverflow(session_id=session_id, cursor=self.cursor, dropped=dropped))

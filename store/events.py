@@ -6,7 +6,8 @@ arrives at what the tables say. Names and payloads are OpenCode's where the mean
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Sequence
+from typing import ClassVar, TypeAlias
 
 import msgspec
 
@@ -191,7 +192,7 @@ AnyFact: TypeAlias = (
     | PartDelta
 )
 
-FACTS: dict[str, type[Fact]] = {cls.type: cls for cls in AnyFact.__args__}
+FACTS: dict[str, type[AnyFact]] = {cls.type: cls for cls in AnyFact.__args__}
 
 
 class EventDamaged(Fact, frozen=True, kw_only=True):
@@ -199,6 +200,26 @@ class EventDamaged(Fact, frozen=True, kw_only=True):
 
     type: ClassVar[str] = "events.damaged"
     was: str
+
+
+class EventsOverflow(Fact, frozen=True, kw_only=True):
+    """The subscriber fell behind; live deltas after ``cursor`` were dropped, facts follow."""
+
+    type: ClassVar[str] = "events.overflow"
+    cursor: int
+    dropped: int
+
+
+class EventsGap(Fact, frozen=True, kw_only=True):
+    """The journal no longer reaches back to the cursor asked for; ``oldest`` comes next."""
+
+    type: ClassVar[str] = "events.gap"
+    after: int
+    oldest: int
+
+
+EventData: TypeAlias = AnyFact | EventDamaged | EventsOverflow | EventsGap
+"""What an event may carry: ``match event.data: case MessageUpdated(info=info): …``."""
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -218,7 +239,12 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     cursor: int | None
     seq: int | None
     time_ms: int
-    data: Any
+    data: EventData
+
+
+def deleted_by(events: Sequence[Event]) -> list[Session]:
+    """The sessions that were deleted, children first, their root last."""
+    return [event.data.info for event in events if isinstance(event.data, SessionDeleted)]
 
 
 _encode = msgspec.json.Encoder().encode
@@ -230,7 +256,7 @@ def encode_fact(fact: Fact) -> bytes:
     return _encode(fact)
 
 
-def decode_fact(event_type: str, data: bytes) -> Fact:
+def decode_fact(event_type: str, data: bytes) -> AnyFact:
     """The payload of a journal row.
 
     Raises ``msgspec.DecodeError``, or ``KeyError`` for a type that this version does not know.
@@ -242,7 +268,7 @@ def read_event(row: tuple[str, str, int, int, int, bytes]) -> Event:
     """The event of a journal row; one that cannot be read is told as ``events.damaged``."""
     event_type, session_id, cursor, seq, time_ms, data = row
     try:
-        fact = decode_fact(event_type, data)
+        fact: EventData = decode_fact(event_type, data)
     except (msgspec.DecodeError, KeyError, TypeError):
         fact = EventDamaged(session_id=session_id, was=event_type)
     return Event(fact.type, session_id, cursor, seq, time_ms, fact)

@@ -19,7 +19,7 @@ from understudy.gateway.http.events import Hub, Item
 from understudy.gateway.http.wire import Wire
 from understudy.store.events import (
     Event,
-    Fact,
+    EventData,
     MessageUpdated,
     PartDelta,
     PartUpdated,
@@ -101,7 +101,7 @@ class Gateway:
         """
         if time.monotonic() > self._recap_until_s:
             return []
-        facts: list[Fact] = []
+        facts: list[EventData] = []
         for report in self.runtime.recovered:
             place = self.wire.directory_of(report.session_id)
             if directory is None or place == directory:
@@ -111,11 +111,11 @@ class Gateway:
         now = self.runtime.engine.clock.wall_ms()
         return [self._item(fact, now) for fact in facts]
 
-    def _closed(self, report: RecoveryReport) -> list[Fact]:
+    def _closed(self, report: RecoveryReport) -> list[EventData]:
         """A recovered session's closed messages and parts as they are now, and its rest."""
         engine, session_id = self.runtime.engine, report.session_id
         now = engine.clock.wall_ms()
-        facts: list[Fact] = []
+        facts: list[EventData] = []
         for message_id in report.messages:
             pair = engine.store.read.message(session_id, message_id)
             if pair is not None:
@@ -127,7 +127,7 @@ class Gateway:
                 facts.append(SessionIdle(session_id=session_id))
         return facts
 
-    def _since_start(self) -> list[Fact]:
+    def _since_start(self) -> list[EventData]:
         """What has been committed lately, as far as telling it again says what is true now."""
         reads = self.runtime.engine.store.read
         newest = self.runtime.cursor
@@ -155,9 +155,9 @@ class Gateway:
         now = self.runtime.engine.clock.wall_ms()
         return [self._item(fact, now) for fact in facts]
 
-    def _grown(self, live: list[PartDelta]) -> list[Fact]:
+    def _grown(self, live: list[PartDelta]) -> list[PartUpdated]:
         now = self.runtime.engine.clock.wall_ms()
-        facts: list[Fact] = []
+        facts: list[PartUpdated] = []
         for each in live:
             pair = self.runtime.engine.store.read.message(each.session_id, each.message_id)
             for part in pair[1] if pair is not None else ():
@@ -166,5 +166,5 @@ class Gateway:
                     facts.append(PartUpdated(session_id=each.session_id, part=grown, time=now))
         return facts
 
-    def _item(self, fact: Fact, now: int) -> Item:
+    def _item(self, fact: EventData, now: int) -> Item:
         return self.hub.item(Event(fact.type, fact.session_id, None, None, now, fact))
