@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy import Runtime, ScriptedModel, model_from, tool
-from understudy.actors.models.scripted import Call
+from understudy.testing import Call
 
 SCRIPTED_ANSWERS = ("no, archive it first", "always")
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from understudy import Event, Runtime, ScriptedModel, errors, model_from
-from understudy.actors.models.scripted import Say, Wait
+from understudy.testing import Say, Wait
 
 SCRIPT = ScriptedModel([[Say("One moment, "), Wait(0.05), Say("here you are.")]], repeat=True)
 TALKATIVE = ScriptedModel([[Say("To begin with, "), Wait(3600)]], model_id="talkative")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from understudy import Runtime, ScriptedModel, Session, model_from
-from understudy.actors.models.scripted import Say, Wait
+from understudy.testing import Say, Wait
 
 if TYPE_CHECKING:
     import tkinter as tk

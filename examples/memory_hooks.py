@@ -13,8 +13,8 @@ import threading
 from pathlib import Path
 
 from understudy import HookCall, Runtime, ScriptedModel, model_from
-from understudy.actors.models.protocol import ModelRequest, UserText, UserTurn
-from understudy.actors.models.scripted import Say
+from understudy.models import ModelRequest, UserText, UserTurn
+from understudy.testing import Say
 
 TO_SCRIBE = "Write down in one line what there is to remember: "
 

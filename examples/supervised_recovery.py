@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from understudy import RecoveryReport, Runtime, ScriptedModel, Session, ToolContext, errors
-from understudy.actors.models.scripted import Call
+from understudy.testing import Call
 
 under_way = threading.Event()
 reports: queue.SimpleQueue[RecoveryReport] = queue.SimpleQueue()

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from understudy import Runtime, ScriptedModel, model_from
-from understudy.actors.models.scripted import Call
+from understudy.testing import Call
 
 
 def add(a: int, b: int) -> int:
