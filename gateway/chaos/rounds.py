@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Final
 
 from understudy.gateway.chaos.disk import SmallDisk
-from understudy.gateway.chaos.life import Broken, Life, Worker
+from understudy.gateway.chaos.life import LOOK_S, Broken, Life, Worker
 from understudy.gateway.chaos.points import CLOSING, CREATING, STARTING, WORKING, wall_ms
-from understudy.gateway.chaos.words import Order, Promise
+from understudy.gateway.chaos.words import News, Order, Promise
 
 REACHED_S: Final = 4.0
 NAP_S: Final = 0.5
@@ -47,8 +47,10 @@ class Round:
         assert self.life.worker is not None, "a round begins with one process"
         return self.life.worker
 
-    def _work(self, *, least_s: float = 0.05, most_s: float = 0.4) -> None:
+    def _work(self, *, least_s: float = 0.0, most_s: float = 0.35) -> None:
+        """Work until something is at stake, and then a little longer."""
         self.life.work(self.worker, self.seed)
+        self.life.until(lambda promise: promise.kind == "accepted", timeout_s=REACHED_S)
         self.life.pause(self.chance.uniform(least_s, most_s))
 
     def _kill(self) -> None:
@@ -204,13 +206,20 @@ class Round:
         self._leave_no_room(disk)
         self._kill()
         if disk is not None:
-            # To start without any room is refused or goes well; it must not do harm.
-            worker = self.life.begin()
-            self.life.pause(0.2)
-            worker.kill()
-            self.life.bury(worker)
+            self._start_without_room()
             disk.free()
         self._restart()
+
+    def _start_without_room(self) -> None:
+        """It goes well or is refused, by an error of ours; it must not do harm."""
+        worker = self.life.begin()
+        deadline = time.monotonic() + REACHED_S
+        news: list[News | None] = []
+        while not news and time.monotonic() < deadline:
+            news = worker.take(LOOK_S)
+        self.life.bury(worker)
+        if None in news[:1]:
+            raise Broken("typed errors", "a start without room ended in an untyped error")
 
     def _leave_no_room(self, disk: SmallDisk | None) -> None:
         if disk is not None:

@@ -26,6 +26,13 @@ def test_a_round_of_each_kind_breaks_nothing(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["log"], "nothing is left behind"
 
 
+def test_a_full_disk_is_played_where_mounting_is_not_permitted(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(SmallDisk, "possible", staticmethod(lambda: False))
+    with Rounds(tmp_path, seed=1, kinds=["full"]) as rounds:
+        [result] = rounds.play(1)
+    assert result.findings == []
+
+
 # --- it can fail -------------------------------------------------------------------------------
 
 
