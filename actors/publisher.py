@@ -164,6 +164,11 @@ class Publisher:
             for subscription in self._by_session[session_id]:
                 subscription.push(group)
 
+    @property
+    def streams(self) -> int:
+        """How many streams write text right now."""
+        return len(self._streams)
+
     # --- live text -----------------------------------------------------------------------------
 
     def attach(self, stream: Stream) -> None:

@@ -46,6 +46,7 @@ logger = logging.getLogger("understudy.models")
 E = TypeVar("E", ToolCall, Usage, Finish)
 
 FLUSH_EVERY_S: Final = 1.0
+FLUSHES_PER_S: Final = 400  # of all streams together
 MAX_RETRY_AFTER_S: Final = 300.0
 EVENTS_AT_ONCE: Final = 256
 _backoff: Final = wait_exponential(multiplier=0.5, max=30)
@@ -90,8 +91,8 @@ class _Text:
 class ModelStream:
     """Calls a model for an open message, showing its text as it comes.
 
-    Text is published as deltas once its part's row is committed, and flushed to the row every
-    ``FLUSH_EVERY_S``. Retries happen only before anything was shown.
+    Text is published as deltas once its part's row is committed, and flushed to the row about
+    every ``FLUSH_EVERY_S``. Retries happen only before anything was shown.
     """
 
     def __init__(
@@ -151,13 +152,13 @@ class ModelStream:
         return AsyncRetrying(
             retry=retry_if_exception_type(ModelUnavailable),
             stop=stop_any(stop_after_attempt(limits.model_attempts), too_late),
-            wait=self._pause,
+            wait=self._backoff_s,
             before_sleep=self._report_retry,
             sleep=asyncio.sleep,
             reraise=True,
         )
 
-    def _pause(self, state: RetryCallState) -> float:
+    def _backoff_s(self, state: RetryCallState) -> float:
         """What the provider asks for, within reason; else exponential. Always with jitter."""
         error = state.outcome.exception() if state.outcome is not None else None
         jittered = _backoff(state) * self._executor.chance.random()
@@ -294,7 +295,12 @@ class ModelStream:
                     self._flush_timer.cancel()
                 self._flush_timer = loop.call_soon(self._flush)
         elif self._flush_timer is None:
-            self._flush_timer = loop.call_later(FLUSH_EVERY_S, self._flush)
+            self._flush_timer = loop.call_later(self._pause_s(), self._flush)
+
+    def _pause_s(self) -> float:
+        """Until the next flush: longer beside many streams, and not at one with them."""
+        usual_s = max(FLUSH_EVERY_S, self._executor.publisher.streams / FLUSHES_PER_S)
+        return usual_s * (0.75 + self._executor.chance.random() / 2)
 
     def _grow(self, open_text: _Text, text: str) -> PartDelta | None:
         """Append under the publisher's lock, so that a joining subscriber misses nothing."""
