@@ -2,7 +2,8 @@
 
 Installs them with npm into a folder of its own unless UNDERSTUDY_OPENCODE_CLIENTS names one.
 ``python -m tests.acceptance.opencode install FOLDER`` does only that, ``… compare [EXPERIMENT …]``
-runs the same experiments against OpenCode and understudy and prints what came of them.
+runs the same experiments against OpenCode and understudy and prints what came of them, ``… web``
+drives only the web app, in the Chromium that CHROMIUM names or the path has.
 """
 
 import os
@@ -29,6 +30,8 @@ def main(arguments):
             os.environ[clients.VARIABLE] = folder
         if arguments[:1] == ["compare"]:
             return compare.main(arguments[1:])
+        if arguments[:1] == ["web"]:
+            arguments = ["-k", "web", *arguments[1:]]
         return pytest.main(["-v", "--import-mode=importlib", str(HERE), *arguments])
 
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PACKAGES = ("@opencode-ai/sdk@1.18.33", "opencode-ai@1.18.33")
+PACKAGES = ("@opencode-ai/sdk@1.18.33", "opencode-ai@1.18.33", "playwright-core@1.65.1")
 VARIABLE = "UNDERSTUDY_OPENCODE_CLIENTS"
 """A folder whose node_modules has them."""
 DEADLINE_S = 60.0
@@ -27,7 +27,7 @@ def folder() -> Path:
     """The folder that UNDERSTUDY_OPENCODE_CLIENTS names. Raises ``Missing``."""
     name = os.environ.get(VARIABLE)
     if not name or not Path(name, "node_modules").is_dir():
-        raise Missing(f"set {VARIABLE} to a folder with node_modules of {' and '.join(PACKAGES)}")
+        raise Missing(f"set {VARIABLE} to a folder with node_modules of {', '.join(PACKAGES)}")
     return Path(name).absolute()
 
 
