@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -173,12 +174,15 @@ class Rounds:
 def kill(args: argparse.Namespace) -> int:
     """Play the rounds; 1 if any of them broke a guarantee."""
     kinds = _kinds(args.kinds)
-    folder = Path(args.keep) if args.keep else Path(tempfile.mkdtemp(prefix="understudy-chaos-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    if args.keep:
+        Path(args.keep).mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="understudy-chaos-", dir=args.keep))
     print(f"seed {args.seed}", flush=True)
     shown = Shown(args.rounds, args.minutes)
     results: list[Result] = []
     kept: list[Path] = []
+    # Ended politely, it must not leave a file system mounted.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Rounds(folder, seed=args.seed, kinds=kinds, begun=shown.begun) as rounds:
             for result in rounds.play(args.rounds or sys.maxsize):
@@ -190,6 +194,7 @@ def kill(args: argparse.Namespace) -> int:
                 if shown.time_is_up:
                     break
     finally:
+        signal.signal(signal.SIGTERM, before)
         shown.close()
         if not kept:
             shutil.rmtree(folder, ignore_errors=True)

@@ -77,8 +77,11 @@ def test_a_planted_bug_is_reported(tmp_path: Path, bug: str, kind: str, guarante
 # --- the command -------------------------------------------------------------------------------
 
 
-def test_the_command_says_its_seed_first_and_sums_up(tmp_path: Path, capsys):
-    assert main(["chaos", "kill", "--rounds", "1", "--seed", "5", "--kinds", "kill"]) == 0
+def test_the_command_says_its_seed_first_sums_up_and_cleans_up(tmp_path: Path, capsys):
+    (tmp_path / "mine").write_text("precious")
+    options = ["--seed", "5", "--kinds", "kill", "--keep", str(tmp_path)]
+    assert main(["chaos", "kill", "--rounds", "1", *options]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "seed 5"
     assert lines[1].split()[:2] == ["1/1", "kill"]
