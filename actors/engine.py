@@ -204,7 +204,7 @@ class Engine:
             self.upkeep.stop()
             self._drain(drain_s)
             self._interrupt(max(0.1, (deadline - self.clock.monotonic_s()) / 2))
-        self.registry.close()
+        working = self.registry.close()
         clean = True
         if started:
             clean &= self.executor.close(max(0.5, deadline - self.clock.monotonic_s()))
@@ -213,7 +213,10 @@ class Engine:
         self.outcomes.close()
         self.hooks.close()
         self._background.shutdown(wait=False, cancel_futures=True)
-        return clean & self.store.close(timeout_s=max(1.0, deadline - self.clock.monotonic_s()))
+        clean &= self.store.close(timeout_s=max(1.0, deadline - self.clock.monotonic_s()))
+        for actor in working:  # what was committed is answered; what hangs never will be
+            actor.retire(RuntimeClosed("The runtime is closed"))
+        return clean
 
     def _drain(self, drain_s: float) -> None:
         """Let running turns come to their end."""

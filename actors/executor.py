@@ -288,7 +288,7 @@ class Executor:
             case RunTool():
                 self._run_tool(session_id, effect, term)
             case Cancel():
-                self._cancel(session_id, effect.reason)
+                self._cancel(session_id, effect)
             case ResolveAsk():
                 answer = self._asks.get(effect.ask.id)
                 if answer is not None:
@@ -365,17 +365,19 @@ class Executor:
 
     def cancel(self, session_id: str, reason: str) -> None:
         """Stop whatever runs for a session. Safe from any thread."""
-        self.start(session_id, (Cancel(reason=reason),))
+        self.start(session_id, (Cancel(reason=reason, turn=False),))
 
-    def _cancel(self, session_id: str, reason: str) -> None:
+    def _cancel(self, session_id: str, effect: Cancel) -> None:
+        reason, ended = effect.reason, effect.turn
         execution = self._executions.pop(session_id, None)
         if execution is not None:
+            ended = ended or bool(execution.tasks)
             execution.stop_timer(self._loop.time())
             for context in list(execution.contexts.values()):
                 context.cancel(reason)
             for task in list(execution.tasks.values()):
                 task.cancel()
-        if not self._closed:
+        if ended and not self._closed:
             self._loop.run_in_executor(self._readers, self.host.abort_children, session_id, reason)
 
     def is_cancelling(self, session_id: str) -> bool:

@@ -20,6 +20,7 @@ from understudy.actors.core.commands import SubmitPrompt
 from understudy.actors.hooks import inside_hook
 from understudy.actors.models.protocol import Model
 from understudy.actors.subscription import ALWAYS_TOLD
+from understudy.actors.supervisor import RestartPolicy
 from understudy.errors import InvalidInput, MessageNotFound
 from understudy.store.events import FACTS
 from understudy.store.ids import check_id
@@ -87,6 +88,20 @@ def settings(field: str, value: S | None, default: S) -> S:
         if isinstance(option, int | float) and not option >= 0:
             raise InvalidInput(f"{field}: {name} is 0 or more, not {option!r}", field=field)
     return value
+
+
+def restart_policy(value: RestartPolicy | None) -> RestartPolicy:
+    """A policy that can be followed: a period and a count to count in, pauses that end."""
+    policy = settings("restart", value, RestartPolicy())
+    for sound, rule in (
+        (policy.period_s > 0, "period_s is more than 0"),
+        (policy.quarantine_after >= 1, "quarantine_after is 1 or more"),
+        (math.isfinite(policy.max_backoff_s), "max_backoff_s comes to an end"),
+        (policy.backoff_s <= policy.max_backoff_s, "backoff_s is no more than max_backoff_s"),
+    ):
+        if not sound:
+            raise InvalidInput(f"restart: {rule}, not {policy!r}", field="restart")
+    return policy
 
 
 def choice(field: str, value: object, choices: object) -> Any:

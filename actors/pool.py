@@ -89,8 +89,10 @@ class Mailbox:
         return True
 
     def put_first(self, message: Any) -> None:
-        """Give the actor a message of its own before all others, and wake it."""
+        """Give the actor a message of its own before all others, and wake it; not once closed."""
         with self._lock:
+            if self._closed:
+                return
             self._items.appendleft(Envelope(message))
             self._paused = False
             if self._scheduled:

@@ -124,8 +124,8 @@ class Registry:
         with self._lock:
             if self._live.get(actor.session_id) is not mailbox:
                 return None
+            mailbox.hand_over(fresh)  # before anybody finds it: what waits keeps its place
             self._live[actor.session_id] = fresh
-        mailbox.hand_over(fresh)
         return actor.session_id, fresh
 
     def ended(self, session_id: str, mailbox: Mailbox, error: UnderstudyError | None) -> None:
@@ -148,7 +148,7 @@ class Registry:
             mailbox = self._live.get(session_id)
         if mailbox is not None:
             if isinstance(mailbox.actor, SessionActor):
-                mailbox.actor.retire()
+                mailbox.actor.retire(error)
             self.ended(session_id, mailbox, error)
 
     def passivate(self, idle_s: float) -> list[tuple[str, int]]:
@@ -182,13 +182,14 @@ class Registry:
 
     # --- the end -------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Take no more commands; whoever waits gets ``RuntimeClosed``."""
+    def close(self) -> list[SessionActor]:
+        """Take no more commands; whoever waits gets ``RuntimeClosed``. Returns who still works."""
         with self._lock:
             self._closed = True
             live = list(self._live.items())
         for session_id, mailbox in live:
             self.ended(session_id, mailbox, RuntimeClosed("The runtime is closed"))
+        return [mailbox.actor for _, mailbox in live if isinstance(mailbox.actor, SessionActor)]
 
 
 def _close_if_idle(mailbox: Mailbox, actor: SessionActor) -> bool:

@@ -133,7 +133,7 @@ class Runtime:
                 system=given.text("system", system),
                 directory=given.directory(directory),
                 rules=rules,
-                restart=given.settings("restart", restart, RestartPolicy()),
+                restart=given.restart_policy(restart),
                 hooks=hooks,
                 hook_s=given.duration("hook_s", hook_s),
                 recovery_hook=recovery_hook,

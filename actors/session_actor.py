@@ -31,6 +31,7 @@ from understudy.errors import (
     SessionNotFound,
     StoreError,
     UnderstudyError,
+    described,
 )
 from understudy.store.changes import Change
 from understudy.store.claims import Claimed, RestartRecord
@@ -193,6 +194,7 @@ class SessionActor(PooledActor):
         self._crashes = 0
         self._store_failures = 0
         self._dead = False
+        self._retired: UnderstudyError | None = None
 
     @property
     def idle(self) -> bool:
@@ -209,6 +211,8 @@ class SessionActor(PooledActor):
     def on_receive(self, message: Any) -> None:
         """Handle one message. Whatever goes wrong is this session's crash and nobody else's."""
         if self._dead:
+            if type(message) is Request and message.reply is not None:
+                message.reply.fail(self._retired or RuntimeClosed("The actor ended"))
             return
         try:
             if type(message) is Request:
@@ -340,6 +344,14 @@ class SessionActor(PooledActor):
         batch, self._batch = self._batch, None
         if self._dead or batch is None:
             return
+        try:
+            self._conclude(batch, error)
+        except BaseException as failure:  # noqa: BLE001 - a crash of this actor only
+            if error is None:
+                batch.answer()  # it is durable
+            self._crash(failure)
+
+    def _conclude(self, batch: _Batch, error: BaseException | None) -> None:
         if error is None:
             self._store_failures = 0
             self._finish(batch)
@@ -520,16 +532,18 @@ class SessionActor(PooledActor):
         def done(ids: Any, events: list[Event], error: BaseException | None) -> None:
             if error is None:
                 self._dead = True
-                self._around.sessions_deleted(deleted_by(events))
-                self._around.actor_ended(
-                    self.session_id,
-                    self._mailbox,
-                    SessionNotFound(
-                        f"Session {self.session_id} was deleted", session_id=self.session_id
-                    ),
-                )
-                if request.reply is not None:
-                    request.reply.set(ids)
+                self._current = None  # this request: its handler may not have returned yet
+                try:
+                    self._around.sessions_deleted(deleted_by(events))
+                finally:  # it is durable: whatever fails here, whoever waits is told
+                    gone = f"Session {self.session_id} was deleted"
+                    self._around.actor_ended(
+                        self.session_id,
+                        self._mailbox,
+                        SessionNotFound(gone, session_id=self.session_id),
+                    )
+                    if request.reply is not None:
+                        request.reply.set(ids)
                 return
             if request.reply is not None:
                 request.reply.fail(error)
@@ -548,7 +562,7 @@ class SessionActor(PooledActor):
         self._mailbox.pause()
         culprit = self._culprit()
         crash = ActorCrashed(
-            f"The actor of session {self.session_id} crashed: {type(error).__name__}: {error}",
+            f"The actor of session {self.session_id} crashed: {described(error)}",
             session_id=self.session_id,
         )
         crash.__cause__ = error
@@ -558,9 +572,11 @@ class SessionActor(PooledActor):
         if batch is not None:
             for reply, _, refusal in batch.replies:
                 reply.fail(refusal or crash)
-        self._around.publisher.cut(self.session_id)
-        self._around.executor.cancel(self.session_id, "crash")
-        self._around.actor_died(self.session_id, self._mailbox, error, culprit)
+        try:
+            self._around.publisher.cut(self.session_id)
+            self._around.executor.cancel(self.session_id, "crash")
+        finally:
+            self._around.actor_died(self.session_id, self._mailbox, error, culprit)
 
     def _culprit(self) -> str | None:
         """The prompt that was being worked on, or would be started next."""
@@ -571,17 +587,20 @@ class SessionActor(PooledActor):
             return state.turn.entry.prompt.message_id
         return state.queue[0].prompt.message_id if state.queue else None
 
-    def retire(self) -> None:
-        """Stop at once: the session is gone. Late writes are fenced, late messages ignored."""
+    def retire(self, error: UnderstudyError) -> None:
+        """Stop at once: the session is gone, or the runtime. Safe while a handler runs.
+
+        Late writes are fenced, late messages refused with ``error``; so is what was handled.
+        """
+        self._retired = error
         self._dead = True
         self.actor_stopped.set()
-        batch, self._batch = self._batch, None
+        current, (batch, self._batch) = self._current, (self._batch, None)
+        if current is not None and current.reply is not None:
+            current.reply.fail(error)
         if batch is not None:
-            gone = SessionNotFound(
-                f"Session {self.session_id} was deleted", session_id=self.session_id
-            )
             for reply, _, refusal in batch.replies:
-                reply.fail(refusal or gone)
+                reply.fail(refusal or error)
 
     def give_up(self, error: BaseException, successor: Mailbox) -> None:
         """Declared dead by the watchdog, from its thread: the handler that hangs is fenced out.

@@ -24,6 +24,7 @@ from understudy.errors import (
     SessionNotFound,
     SessionQuarantined,
     UnderstudyError,
+    described,
 )
 from understudy.store.claims import RestartRecord
 
@@ -56,7 +57,8 @@ class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     def pause_s(self, consecutive: int, jitter: float) -> float:
         """The backoff before the next restart; ``jitter`` is from 0 to 1 and takes up to half."""
-        pause = min(self.max_backoff_s, self.backoff_s * 2.0 ** max(0, consecutive - 1))
+        doublings = min(max(0, consecutive - 1), 1_000)  # a float ends at 2 ** 1023
+        pause = min(self.max_backoff_s, self.backoff_s * 2.0**doublings)
         return float(pause * (1.0 - jitter / 2.0))
 
 
@@ -119,17 +121,18 @@ class Supervisor(PooledActor):
             "The actor of session %s crashed", news.session_id, exc_info=_details(news.error)
         )
         now = self._charge.clock.monotonic_s()
-        recent = self._recent.setdefault(news.session_id, deque(maxlen=self._policy.intensity + 1))
+        recent = self._recent.setdefault(news.session_id, deque())
+        while recent and now - recent[0] > self._policy.period_s:
+            recent.popleft()
         recent.append(now)
-        within = sum(1 for moment in recent if now - moment <= self._policy.period_s)
-        too_often = within > self._policy.intensity
+        too_often = len(recent) > self._policy.intensity
         self._record(news, 1 if too_often else self._policy.quarantine_after)
 
     def _record(self, news: Died, quarantine_at: int) -> None:
         """Say it to the store, again and again if need be: it is one crash all the same."""
         self._charge.store.record_crash(
             news.session_id,
-            reason=f"{type(news.error).__name__}: {news.error}",
+            reason=described(news.error),
             culprit=news.culprit,
             quarantine_at=quarantine_at,
             done=lambda record, _, error: self._counted(news, quarantine_at, record, error),

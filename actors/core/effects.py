@@ -36,9 +36,14 @@ class RunTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
-    """Stop whatever runs for this session: streams, tools, their processes and children."""
+    """Stop whatever runs for this session: streams, tools, their processes and children.
+
+    ``turn`` says that a turn ended early, and with it what its children do. Without it they are
+    stopped only if anything ran here: an idle session's children work for nobody but their callers.
+    """
 
     reason: str
+    turn: bool = True
 
 
 class ResolveAsk(msgspec.Struct, frozen=True, kw_only=True):

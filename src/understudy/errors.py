@@ -39,7 +39,9 @@ Errors carry their data as attributes, survive pickling, and never hide their ca
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+_WORDS: Final = 2_000  # characters of an error that are kept
 
 
 class UnderstudyError(Exception):
@@ -68,6 +70,17 @@ class UnderstudyError(Exception):
 
 def _rebuild(cls: type[UnderstudyError], message: str, data: dict[str, Any]) -> UnderstudyError:
     return cls(message, **data)
+
+
+def described(error: BaseException) -> str:
+    """An error's type and words, cut to what is worth storing; never fails, whatever it is."""
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001 - its own fault, and we still have its type
+        words = "(it cannot be printed)"
+    if len(words) > _WORDS:
+        words = f"{words[:_WORDS]}…"
+    return f"{type(error).__name__}: {words}".encode(errors="replace").decode()
 
 
 class InvalidInput(UnderstudyError, ValueError):

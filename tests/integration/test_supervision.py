@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import pykka
 import pytest
 from fold import stored
 
@@ -20,7 +21,9 @@ from understudy import (
     tool,
 )
 from understudy.actors import session_actor
+from understudy.actors.core.commands import UpdateSession
 from understudy.actors.models.scripted import Call, Gate, Say, Wait, steps_taken
+from understudy.actors.session_actor import Crash
 from understudy.errors import (
     CommandTimeout,
     RuntimeClosed,
@@ -142,9 +145,6 @@ def test_the_mailboxs_order_outlives_its_actor(opened, monkeypatch):
     session = runtime.create_session()
     monkeypatch.setattr(session_actor, "decide", decide)
     send = runtime.engine.send
-    from understudy.actors.core.commands import UpdateSession
-    from understudy.actors.session_actor import Crash
-
     first = send(session.id, UpdateSession(title="hold"))
     assert held.wait(10)
     died = send(session.id, Crash("between"))
@@ -338,8 +338,6 @@ def test_a_handler_that_hangs_is_replaced_and_fenced_out(opened, monkeypatch):
     monkeypatch.setattr(session_actor, "decide", decide)
     runtime = opened(restart=QUICK, handler_limit_s=0.1, threads=1)
     session, other = runtime.create_session(), runtime.create_session()
-    from understudy.actors.core.commands import UpdateSession
-
     hung = runtime.engine.send(session.id, UpdateSession(title="hang"))
     assert held.wait(10)
     waiting = runtime.engine.send(session.id, UpdateSession(title="after"))
@@ -351,6 +349,31 @@ def test_a_handler_that_hangs_is_replaced_and_fenced_out(opened, monkeypatch):
     assert session.prompt("mine").result(timeout_s=10).text == "mine"
     assert session.refresh().title == "after"
     assert runtime.restarts == 1
+
+
+def test_a_close_while_a_handler_hangs_answers_who_waits_for_it(opened, monkeypatch):
+    hold, held = threading.Event(), threading.Event()
+    real = session_actor.decide
+
+    def decide(state, command, moment, rules):
+        if getattr(command, "title", None) == "hang":
+            held.set()
+            hold.wait(20)
+        return real(state, command, moment, rules)
+
+    monkeypatch.setattr(session_actor, "decide", decide)
+    runtime = opened()
+    session = runtime.create_session()
+    before = runtime.engine.send(session.id, UpdateSession(title="before"))
+    hung = runtime.engine.send(session.id, UpdateSession(title="hang"))
+    assert held.wait(10)
+    waiting = runtime.engine.send(session.id, UpdateSession(title="after"))
+    assert not runtime.close(timeout_s=0.5), "a thread did not end"
+    for each in (hung, waiting):
+        with pytest.raises(RuntimeClosed):
+            each.get(timeout=0)
+    assert before.done
+    hold.set()
 
 
 def test_work_that_is_lost_is_noticed_and_closed(opened, eventually):
@@ -366,6 +389,33 @@ def test_work_that_is_lost_is_noticed_and_closed(opened, eventually):
         turn.result(timeout_s=10)
     assert caught.value.reason == "lost"
     assert session.prompt("next").result(timeout_s=10).text == "said next"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), MemoryError()], ids=repr)
+def test_no_thread_dies_with_a_session_whatever_it_dies_of(opened, monkeypatch, error):
+    """Neither of ours nor, as pykka's own loop would have it, every actor of the app."""
+    real = session_actor.decide
+
+    def decide(state, command, moment, rules):
+        if getattr(command, "title", None) == "die":
+            raise error
+        return real(state, command, moment, rules)
+
+    monkeypatch.setattr(session_actor, "decide", decide)
+    runtime = opened(restart=RestartPolicy(backoff_s=0.001, quarantine_after=99, intensity=99))
+    apps = pykka.ThreadingActor.start()
+    session, other = runtime.create_session(), runtime.create_session()
+    assert session.prompt("warm").result(timeout_s=10).text == "warm"
+    threads = {thread.ident for thread in ours()}
+    for _ in range(5):
+        with pytest.raises(errors.ActorCrashed):
+            session.update(title="die")
+        assert session.update(title="lives").title == "lives"
+    assert {thread.ident for thread in ours()} == threads
+    assert runtime.restarts == 5
+    assert apps.is_alive()
+    apps.stop()
+    assert other.prompt("hi").result(timeout_s=10).text == "hi"
 
 
 # --- coming and going --------------------------------------------------------------------------
