@@ -244,7 +244,6 @@ class ThreadPool:
         self._size = threads
         self._lock = threading.Lock()
         self._running: dict[int, tuple[Mailbox, float]] = {}
-        self._given_up: set[int] = set()
         self._threads: dict[int, threading.Thread] = {}
 
     def start(self) -> None:
@@ -270,9 +269,9 @@ class ThreadPool:
                 again = mailbox.run()
             except BaseException:
                 logger.exception("A handler let an exception escape")
-            if number in self._given_up:
-                return
-            del self._running[number]
+            with self._lock:
+                if self._running.pop(number, None) is None:
+                    return  # given up on, perhaps at this very moment: the mailbox is not ours
             if again:
                 self._ready.put(mailbox)
 
@@ -282,9 +281,8 @@ class ThreadPool:
         found = []
         with self._lock:
             for number, (mailbox, since) in list(self._running.items()):
-                if now - since > limit_s and number not in self._given_up:
-                    self._given_up.add(number)
-                    self._running.pop(number, None)
+                if now - since > limit_s:
+                    del self._running[number]
                     self._threads.pop(number, None)
                     self._add_thread()
                     found.append(mailbox)
