@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from understudy import signals
 from understudy.actors.subscription import GAP, OVERFLOW, Subscription
+from understudy.errors import StoreError
 from understudy.store.events import Event, MessageUpdated, PartDelta, SessionDeleted
 from understudy.store.lanes import Lane, MakeLane, ThreadLane
 
@@ -246,8 +247,11 @@ class SignalPump:
 
     def _deliver(self, _: list[None]) -> None:
         self._told = False
-        while (event := self._subscription.poll()) is not None:
-            self._send(event)
+        try:
+            while (event := self._subscription.poll()) is not None:
+                self._send(event)
+        except StoreError as error:  # it is still behind: the next event has it look again
+            logger.warning("Signals wait for the journal: %s", error)
 
     def _end(self) -> None:
         self._deliver([])

@@ -9,7 +9,7 @@ import time
 import pytest
 from fold import Fold, stored
 
-from understudy import Retention, ScriptedModel, signals, tool
+from understudy import Retention, ScriptedModel, errors, signals, tool
 from understudy.actors import subscription as subscriptions
 from understudy.actors.models.scripted import Call, Gate, Say, Think, Wait, steps_taken
 
@@ -63,6 +63,35 @@ def fold_to(path, events, timeout_s=15):
 def work(runtime, session):
     runtime_turn = session.prompt("go")
     return runtime_turn.result(timeout_s=15)
+
+
+def test_signals_go_on_after_the_journal_could_not_be_read(opened, eventually, monkeypatch, caplog):
+    runtime = opened()
+    heard = []
+
+    def hear(_, event):
+        heard.append(event.session_id)
+
+    broken = threading.Event()
+    read = type(runtime.engine.store.read).events
+
+    def events(self, *args, **options):
+        if broken.is_set():
+            raise errors.StoreError("the disk is away")
+        return read(self, *args, **options)
+
+    monkeypatch.setattr(type(runtime.engine.store.read), "events", events)
+    pump = runtime.engine.publisher._pump
+    with signals.session_created.connected_to(hear):
+        first = runtime.create_session()
+        eventually(lambda: heard == [first.id])
+        broken.set()
+        pump._subscription._fall_behind()
+        second = runtime.create_session()
+        eventually(lambda: "the disk is away" in caplog.text)
+        broken.clear()
+        third = runtime.create_session()
+        eventually(lambda: heard == [first.id, second.id, third.id])
 
 
 def test_folding_the_events_gives_the_tables_at_every_moment(opened, path):
