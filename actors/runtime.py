@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import threading
@@ -166,7 +167,8 @@ class Runtime:
 
         Queued prompts stay in the inbox and run after the next start. Bounded by ``timeout_s``
         beyond the draining; False if a thread would not end in time. Safe to repeat. It blocks:
-        in an event loop use ``async with``.
+        in an event loop use ``async with``. Not for a signal handler, which may have interrupted
+        the very code it would wait for: let that set an event, or raise, and close from outside.
         """
         return self.engine.close(
             drain_s=given.duration("drain_s", drain_s),
@@ -186,8 +188,17 @@ class Runtime:
 
     async def __aenter__(self) -> Self:
         pending: Pending[None] = Pending()
+
+        def close(_: Pending[None]) -> None:
+            self._close_elsewhere()
+
         self.engine.in_background(self.engine.start, pending)
-        await pending.wait()
+        try:
+            await pending.wait()
+        except asyncio.CancelledError:
+            # Nobody will leave what was not entered: close it, but not before it has started.
+            pending.then(close)
+            raise
         return self
 
     async def __aexit__(
@@ -196,12 +207,16 @@ class Runtime:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self._close_elsewhere().wait()
+
+    def _close_elsewhere(self) -> Pending[bool]:
+        """Close in a thread of its own: it blocks."""
         pending: Pending[bool] = Pending()
         closer = threading.Thread(
             target=lambda: pending.set(self.close()), name="understudy-close", daemon=True
         )
         closer.start()
-        await pending.wait()
+        return pending
 
     # --- sessions ------------------------------------------------------------------------------
 

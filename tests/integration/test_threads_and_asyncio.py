@@ -268,6 +268,37 @@ def test_threads_and_a_loop_use_one_runtime_at_once(opened, crew):
     ]
 
 
+def test_a_runtime_whose_start_was_cancelled_is_closed_once_it_has_started(path, monkeypatch):
+    entered, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+    runtime = Runtime(path, durability="normal")
+    start, close = runtime.engine.start, runtime.engine.close
+
+    def slow():
+        entered.set()
+        assert go_on.wait(15)
+        start()
+
+    def closing(**options):
+        close(**options)
+        closed.set()
+
+    monkeypatch.setattr(runtime.engine, "start", slow)
+    monkeypatch.setattr(runtime.engine, "close", closing)
+
+    async def main():
+        entering = asyncio.create_task(runtime.__aenter__())
+        await asyncio.to_thread(entered.wait, 15)
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+
+    asyncio.run(main())
+    assert not closed.is_set()
+    go_on.set()
+    assert closed.wait(15)
+    assert not list(path.parent.glob("*.lock"))
+
+
 def test_a_subscription_is_followed_from_a_loop_up_to_its_close(path):
     async def main():
         async with Runtime(path, durability="normal") as runtime:
