@@ -7,6 +7,7 @@ file that the operating system lets go the moment the process dies. Dead is who 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import socket
 import sys
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from understudy.store.changes import Transaction
 
 LEASE_S: Final = 15.0
+_TRIES: Final = 10
 STEADY: Final = 2  # renewals in time after which others have had time for theirs
 
 
@@ -40,11 +42,24 @@ class Lease:
 
     def hold(self) -> None:
         """Take this runtime's lock file. Released by ``let_go`` or by the process's death."""
-        file = self.lock_path(self.runtime_id).open("wb")
-        if not _try_lock(file):
-            file.close()
-            raise BlockingIOError(f"{file.name} is locked")
-        self._file = file
+        for _ in range(_TRIES):
+            file = self.lock_path(self.runtime_id).open("wb")
+            if not _try_lock(file):
+                file.close()
+                raise BlockingIOError(f"{file.name} is locked")
+            self._file = file
+            if self._is_held():
+                return
+            file.close()  # swept away between its making and its locking
+        raise BlockingIOError(f"{self.lock_path(self.runtime_id)} does not stay")
+
+    def sweep(self) -> None:
+        """Remove the lock files of runtimes that died before or after they were on record."""
+        prefix, suffix = f"{self._base.name}-", ".lock"
+        for path in self._base.parent.glob(f"{glob.escape(prefix)}rtm_*{suffix}"):
+            runtime_id = path.name.removeprefix(prefix).removesuffix(suffix)
+            if runtime_id != self.runtime_id:
+                self._locked(runtime_id)
 
     def let_go(self) -> None:
         if self._file is not None:
@@ -87,6 +102,11 @@ class Lease:
             (self.runtime_id, self.host, os.getpid(), now_ms, until_ms),
         )
         return until_ms
+
+    def is_shared(self, tx: Transaction) -> bool:
+        """Whether another process is on record. Its runtime may have died just now."""
+        others = tx.connection.execute("SELECT host, pid FROM runtime").fetchall()
+        return any(other != (self.host, os.getpid()) for other in others)
 
     def renew(self, tx: Transaction, *, now_ms: int) -> int:
         """Extend the lease. A late renewal is as good as any: the claims' epochs are the fence."""

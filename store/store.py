@@ -7,10 +7,12 @@ queries on a small pool. The store knows sessions and their rows, and nothing of
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from understudy.errors import CommandTimeout, StoreError
 from understudy.store import claims, damage, journal
@@ -26,7 +28,11 @@ from understudy.store.writer import Done, FaultHook, Job, Writer
 if TYPE_CHECKING:
     from peewee import SqliteDatabase
 
+logger = logging.getLogger("understudy.store")
+
 T = TypeVar("T")
+
+SOUND_SQLITE: Final = (3, 51, 3)
 
 TOMBSTONES_KEPT_MS = 30 * 24 * 3600 * 1000  # far longer than any writer can be late
 
@@ -77,11 +83,19 @@ class Store:
         try:
             with translated(self.path):
                 self.lease.hold()
+                self.lease.sweep()
             self._reads = Reads(self.path, durability=self._durability)
             self._writer = Writer(
                 self._database, published=self._published, fault=self._fault, lane=self._lane
             )
             self.lease.extend(self.run(lambda tx: self.lease.register(tx, now_ms=self._wall_ms())))
+            if sqlite3.sqlite_version_info < SOUND_SQLITE and self.run(self.lease.is_shared):
+                logger.warning(
+                    "SQLite %s can damage a file that several processes write, as they do %s: "
+                    "3.51.3 and newer cannot",
+                    sqlite3.sqlite_version,
+                    self.path,
+                )
         except BaseException:
             self.close(timeout_s=1.0)
             raise

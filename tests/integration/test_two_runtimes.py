@@ -1,6 +1,8 @@
 """Two runtimes on one file: each session has one owner, and everybody sees everything."""
 
+import contextlib
 import queue
+import sqlite3
 import threading
 
 import pytest
@@ -151,6 +153,34 @@ def test_a_turn_taken_over_while_its_runtime_was_frozen_is_ended_there(opened, e
     frozen.engine.upkeep.tick()
     assert ended.wait(10)
     eventually(lambda: not frozen.statuses())
+
+
+def test_lock_files_of_the_dead_are_swept_at_the_start_and_those_of_the_living_stay(opened, path):
+    living = opened()
+    orphan = path.with_name(f"{path.name}-rtm_died_before_it_was_on_record.lock")
+    others = path.with_name(f"{path.name}-notes.lock")
+    orphan.touch()
+    others.touch()
+    two = opened()
+    kept = {f"{path.name}-{each.id}.lock" for each in (living, two)}
+    assert {each.name for each in path.parent.glob("*.lock")} == {*kept, others.name}
+
+
+def test_an_old_sqlite_is_warned_of_once_when_another_process_is_on_the_file(
+    opened, path, caplog, monkeypatch
+):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 51, 2))
+    alone = opened()
+    opened()  # of this process
+    assert "SQLite" not in caplog.text
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE runtime SET pid = 0 WHERE id = ?", (alone.id,))
+    opened()
+    assert [each.levelname for each in caplog.records if "SQLite" in each.message] == ["WARNING"]
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 51, 3))
+    caplog.clear()
+    opened()
+    assert "SQLite" not in caplog.text
 
 
 class Held:
