@@ -624,22 +624,29 @@ def _with_parts(
 
 
 def _history_start(c: sqlite3.Connection, session_id: str) -> tuple[int, int]:
-    """The transcript position from which context is built."""
+    """The transcript position from which context is built: the last compaction and its tail.
+
+    Either may come first: steps can finish between the request of a compaction and its summary.
+    """
+
+    def place(message_id: str | None) -> tuple[int, int] | None:
+        row: tuple[int, int] | None = c.execute(
+            "SELECT turn, seq FROM message WHERE session_id = ? AND id = ?",
+            (session_id, message_id),
+        ).fetchone()
+        return row
+
     rows = c.execute(
         "SELECT data FROM part WHERE session_id = ? AND kind = 'compaction' "
         "ORDER BY seq DESC LIMIT 20",
         (session_id,),
     ).fetchall()
     for part in _part.decoded(rows):
-        if not isinstance(part, CompactionPart) or part.state != "committed":
-            continue
-        for message_id in (part.tail_start_id, part.head_end_id, part.message_id):
-            row = c.execute(
-                "SELECT turn, seq FROM message WHERE session_id = ? AND id = ?",
-                (session_id, message_id),
-            ).fetchone()
-            if row is not None:
-                return row[0], row[1]
+        if isinstance(part, CompactionPart) and part.state == "committed":
+            tail = place(part.tail_start_id) or place(part.head_end_id)
+            places = [each for each in (tail, place(part.message_id)) if each is not None]
+            if places:
+                return min(places)
     return 0, 0
 
 

@@ -351,3 +351,33 @@ def test_a_model_is_chosen_by_name_for_a_session_or_a_prompt(opened):
     assert session.prompt("go", model="scripted/scripted").result(timeout_s=10).text == "first"
     session.update(model=None)
     assert session.prompt("go").result(timeout_s=10).text == "first"
+
+
+def test_a_summary_is_shown_though_what_it_keeps_began_after_its_request(opened):
+    gate = Gate()
+    seen = []
+
+    def script(request):
+        if request.purpose == "summary":
+            return "what was said"
+        seen.append(request)
+        return [
+            [Say("Let me look. "), Wait(gate), Call("look")],
+            [Say("It says ", chunks=2), Wait(0.2), Fail(ModelOverflow("too long"))],
+            "done",
+        ][len(seen) - 1]
+
+    @tool
+    def look() -> str:
+        """Look."""
+        return "a page of text " * 50
+
+    runtime = opened(ScriptedModel(script), tools=[look])
+    session = runtime.create_session()
+    turn = session.prompt("read this to me")
+    gate.wait_reached()
+    session.compact()  # runs after the turn, were it not for the overflow
+    gate.open()
+    assert turn.result(timeout_s=15).text == "done"
+    words = [item.text for user in seen[-1].turns for item in getattr(user, "content", ())]
+    assert "what was said" in words[0]
