@@ -132,6 +132,7 @@ class Engine:
         self.publisher.observe(self.outcomes.observe, *OUTCOMES)
         self.publisher.observe(self._after_turn, PromptSettled)
         self.publisher.observe(self._forget_deleted, SessionDeleted)
+        self.publisher.observe(self._lift_quarantine, SessionReset)
         self.hooks = Hooks(self, config.hooks, hook_s=config.hook_s)
         self.executor = Executor(self)
         self.pool = self.platform.dispatcher(config.threads, monotonic_s=self.clock.monotonic_s)
@@ -552,6 +553,10 @@ class Engine:
         """Drop what is kept of a deleted session, whichever process deleted it."""
         self.executor.forget(event.session_id)
         self.supervisor.forget(event.session_id)
+        self.registry.quarantined.pop(event.session_id, None)
+
+    def _lift_quarantine(self, event: Event) -> None:
+        """Let a session run again, whichever process reset it."""
         self.registry.quarantined.pop(event.session_id, None)
 
     def tell_live(

@@ -24,6 +24,7 @@ from understudy.actors.core.state import Moment, State
 from understudy.actors.orphans import loaded_of
 from understudy.actors.pending import Pending
 from understudy.actors.pool import Mailbox, PooledActor
+from understudy.actors.supervisor import quarantine_error
 from understudy.errors import (
     ActorCrashed,
     RuntimeClosed,
@@ -117,6 +118,8 @@ class Surroundings(Protocol):
     ) -> None:
         """The supervisor's business. The mailbox is paused and keeps what waits."""
         ...
+
+    def quarantined_now(self, session_id: str, reason: str) -> None: ...
 
     def actor_ended(self, session_id: str, mailbox: Mailbox, error: UnderstudyError | None) -> None:
         """The actor stopped for good; what waits is answered with ``error``, or sent again."""
@@ -441,7 +444,9 @@ class SessionActor(PooledActor):
         def done(result: Any, _: list[Event], error: BaseException | None) -> None:
             if self._dead:
                 return
-            if error is None:
+            if error is None and result[1] is not None and result[1].quarantined_ms is not None:
+                self._rest(result[1].reason)
+            elif error is None:
                 claimed, record = result
                 self._mailbox.put_first(
                     Activated(claimed, record, message.reason, message.restarted)
@@ -458,6 +463,14 @@ class SessionActor(PooledActor):
                 self._crash(error)
 
         self._around.store.acquire(self.session_id, done)
+
+    def _rest(self, reason: str) -> None:
+        """Another runtime has put the session in quarantine."""
+        self._dead = True
+        self._around.quarantined_now(self.session_id, reason)
+        self._around.actor_ended(
+            self.session_id, self._mailbox, quarantine_error(self.session_id, reason)
+        )
 
     def _recover(self, message: Activated) -> None:
         """Load the session and commit its recovery before anything else is handled."""

@@ -8,8 +8,8 @@ import threading
 import pytest
 from fold import Fold, stored
 
-from understudy import ScriptedModel, ToolContext, errors
-from understudy.testing import Call, Gate, Say, SystemClock, VirtualClock, Wait, echo
+from understudy import RestartPolicy, ScriptedModel, ToolContext, errors
+from understudy.testing import Call, Gate, Say, SystemClock, VirtualClock, Wait, crash, echo
 
 
 def test_a_session_belongs_to_one_runtime_and_its_error_names_it(opened):
@@ -44,6 +44,21 @@ def test_live_work_of_another_runtime_is_not_recovered(opened):
     assert list(two.recovered) == []
     gate.open()
     assert turn.result(timeout_s=10).text == "done"
+
+
+def test_a_quarantine_holds_and_is_lifted_in_every_runtime(opened, eventually):
+    one, two = opened(restart=RestartPolicy(quarantine_after=1)), opened()
+    session = one.create_session()
+    with pytest.raises(errors.ActorCrashed):
+        crash(session)
+    eventually(lambda: session.id in one.quarantined())
+    one.close()
+    seen = two.session(session.id)
+    with pytest.raises(errors.SessionQuarantined):
+        seen.prompt("x")
+    assert list(two.quarantined()) == [session.id]
+    assert type(seen)(opened(), session.id).reset()
+    eventually(lambda: not two.quarantined())
 
 
 def test_a_session_is_taken_over_when_its_runtime_closed(opened, crew):
