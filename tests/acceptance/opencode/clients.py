@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 PACKAGES = ("@opencode-ai/sdk@1.18.33", "opencode-ai@1.18.33", "playwright-core@1.65.1")
 VARIABLE = "UNDERSTUDY_OPENCODE_CLIENTS"
 """A folder whose node_modules has them."""
-DEADLINE_S = 60.0
+DEADLINE_S = 90.0
 INSTALL_S = 300.0
 
 

@@ -138,7 +138,10 @@ def five_deletes(one: Contender, _: Provider) -> Seen:
                 ghosts += len(one.listed() & set(ids))
             what = f"five deletes at once, {runs} times" + (", in turns" if running else "")
             yield f"{what}: listed afterwards; refused", f"{ghosts}; {failed}"
-            yield "… time for the five, median", f"{statistics.median(took) * 1000:.0f} ms"
+            yield (
+                f"… time for the five{', in turns' if running else ''}, median",
+                f"{statistics.median(took) * 1000:.0f} ms",
+            )
             if running:
                 time.sleep(2)
                 yield "… still busy after two seconds", str(len(one.statuses()))

@@ -1,5 +1,6 @@
 """OpenCode's own clients work against understudy, unmodified."""
 
+import asyncio
 import signal
 import time
 from importlib.util import find_spec
@@ -125,3 +126,52 @@ def test_the_official_python_client(server):
     assert [each.id for each in client.session.list()] == [session.id]
     assert client.session.abort(session.id) is True
     assert client.session.delete(session.id) is True
+
+
+@pytest.mark.skipif(find_spec("opencode_sdk") is None, reason="opencode-sdk is not installed")
+def test_the_python_client_opencode_sdk(server):
+    from opencode_sdk.client import OpencodeClient
+
+    client = OpencodeClient(base_url=server.url)
+    session = client.create_session(title="from Python")
+    client.send_message(session["id"], "hello")
+    assert [each["title"] for each in client.list_sessions()] == ["from Python"]
+    assert len(client.list_messages(session["id"])) == 2
+
+
+@pytest.mark.skipif(find_spec("opencode") is None, reason="opencode-py is not installed")
+def test_the_python_client_opencode_py(server):
+    from opencode._client import OpencodeClient
+
+    client = OpencodeClient(base_url=server.url)
+    session = client.session_create(title="from Python")
+    client.session_send(session.id, {"parts": [{"type": "text", "text": "hello"}]})
+    assert len(client.session_messages(session.id)) == 2
+    assert client.session_fork(session.id).title == "from Python (fork #1)"
+    assert client.session_summarize(session.id) is True
+    assert (client.session_todo(session.id), client.session_diff(session.id)) == ([], [])
+    assert [each.name for each in client.app_agents()] == ["build"]
+    (server.work / "a.txt").write_text("found me")
+    assert client.file_read("a.txt").content == "found me"
+    assert client.find_files("a") == ["a.txt"]
+    assert len(client.find_text("found")) == 1
+    assert client.session_delete(session.id) is True
+
+
+@pytest.mark.skipif(find_spec("opencode_agent_sdk") is None, reason="it is not installed")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaks sockets
+def test_the_python_client_opencode_agent_sdk(server):
+    from opencode_agent_sdk import AgentOptions, SDKClient
+
+    async def ask():
+        options = AgentOptions(model="fast", provider_id="mock", server_url=server.url)
+        client = SDKClient(options)
+        await client.connect()
+        await client.query("run-bash please")
+        found = [each async for each in client.receive_response()]
+        await client.disconnect()
+        return repr(found)
+
+    told = asyncio.run(ask())
+    for words in ("echo hi-from-tool", "The tool printed hi-from-tool"):
+        assert words in told
