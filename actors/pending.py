@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pykka
 
-from understudy.actors.wakeups import set_if_waiting, wake_ups_of
+from understudy.actors.wakeups import wake_ups_of
 from understudy.errors import CommandTimeout
 from understudy.store.lanes import wait_released
 
@@ -92,8 +92,13 @@ class Pending(pykka.Future[T]):
         if not self._done:
             gate = threading.Lock()
             gate.acquire()
-            self.then(lambda _: gate.release())
+
+            def open_gate(_: Pending[T]) -> None:
+                gate.release()
+
+            self.then(open_gate)
             if not wait_released(gate, timeout):
+                self.forget(open_gate)
                 raise CommandTimeout(f"No answer within {timeout} s", timeout_s=timeout)
         return self.result()
 
@@ -112,23 +117,19 @@ class Pending(pykka.Future[T]):
             loop = asyncio.get_running_loop()
             settled = loop.create_future()
             wake_ups = wake_ups_of(loop)
-            self.then(lambda _: wake_ups.wake(settled))
-            await _limited(settled, timeout_s)
+
+            def wake(_: Pending[T]) -> None:
+                wake_ups.wake(settled)
+
+            self.then(wake)
+            try:
+                await wake_ups.limited(settled, timeout_s)
+            finally:
+                if not self._done:
+                    self.forget(wake)
             if not self._done:
                 raise CommandTimeout(f"No answer within {timeout_s} s", timeout_s=timeout_s)
         return self.result()
-
-
-async def _limited(settled: asyncio.Future[None], timeout_s: float | None) -> None:
-    """Wait for it, or that long. A bare timer: ``asyncio.timeout`` costs as much as the rest."""
-    if timeout_s is None:
-        await settled
-        return
-    timer = settled.get_loop().call_later(timeout_s, set_if_waiting, settled)
-    try:
-        await settled
-    finally:
-        timer.cancel()
 
 
 def failing(other: Pending[Any]) -> Pending[Any]:

@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary, ref
 
 _of_loops: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, WakeUps]] = WeakKeyDictionary()
 _lock: Final = threading.Lock()
+_LONG_S: Final = 5.0
+_LOOK_EVERY_S: Final = 0.5
 
 
 class WakeUps:
@@ -23,6 +25,8 @@ class WakeUps:
         self._loop = ref(loop)
         self._due: deque[asyncio.Future[None]] = deque()
         self._called = False
+        self._deadlines: dict[asyncio.Future[None], float] = {}
+        self._looking = False
 
     def wake(self, future: asyncio.Future[None]) -> None:
         """Set ``future`` soon, if it still waits. Safe from any thread."""
@@ -38,6 +42,42 @@ class WakeUps:
         self._called = False  # before looking: what comes from here on calls again
         while self._due:
             set_if_waiting(self._due.popleft())
+
+    async def limited(self, future: asyncio.Future[None], timeout_s: float | None) -> None:
+        """Wait for ``future`` in its loop, or that long; what is long, to half a second.
+
+        A timer for each wait would cost more than the rest of it, and hardly any ever fires.
+        """
+        if timeout_s is None:
+            await future
+        elif timeout_s < _LONG_S:
+            timer = future.get_loop().call_later(timeout_s, set_if_waiting, future)
+            try:
+                await future
+            finally:
+                timer.cancel()
+        else:
+            self._deadlines[future] = future.get_loop().time() + timeout_s
+            self._look_later(future.get_loop())
+            try:
+                await future
+            finally:
+                del self._deadlines[future]
+
+    def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._looking:
+            self._looking = True
+            loop.call_later(_LOOK_EVERY_S, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Set what waited long enough."""
+        now = loop.time()
+        for future, deadline in self._deadlines.items():
+            if deadline <= now:
+                set_if_waiting(future)
+        self._looking = False
+        if self._deadlines:
+            self._look_later(loop)
 
 
 def set_if_waiting(future: asyncio.Future[None]) -> None:
