@@ -312,8 +312,8 @@ class SessionActor(PooledActor):
                 hidden = read.positions(self.session_id, state.info.revert.message_id)
                 changed = replace(command, reverted=hidden or ())
         elif type(command) is commands.RevertTo:
-            hidden = read.positions(self.session_id, command.message_id)
-            changed = replace(command, found=hidden is not None, hidden=hidden or ())
+            found = read.positions(self.session_id, command.message_id) is not None
+            changed = replace(command, found=found)
         elif type(command) is commands.EditTranscript:
             pair = read.message(self.session_id, command.message_id)
             changed = replace(command, found=pair is not None, parts=pair[1] if pair else ())

@@ -89,14 +89,10 @@ class UpdateSession(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RevertTo(msgspec.Struct, frozen=True, kw_only=True):
-    """Hide messages from ``message_id`` on; ``found`` says whether it exists.
-
-    ``hidden`` are the ids of the messages it hides, in transcript order.
-    """
+    """Hide messages from ``message_id`` on; ``found`` says whether it exists."""
 
     message_id: str
     found: bool = True
-    hidden: tuple[str, ...] = ()
 
 
 class EditTranscript(msgspec.Struct, frozen=True, kw_only=True):

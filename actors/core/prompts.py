@@ -10,7 +10,6 @@ from understudy.actors.core.draft import Draft, replace
 from understudy.actors.core.effects import Cancel
 from understudy.actors.core.state import Entry, Turn
 from understudy.errors import (
-    InvalidInput,
     MessageNotFound,
     PromptConflict,
     SessionBusy,
@@ -259,8 +258,6 @@ def update(d: Draft, command: UpdateSession) -> Session:
         for name in ("title", "directory", "metadata", "model", "permission")
         if (value := getattr(command, name)) is not msgspec.UNSET
     }
-    if command.title is not msgspec.UNSET and not isinstance(command.title, str):
-        raise InvalidInput("title must be text", field="title")
     info: Session = replace(d.info, **changes)
     if command.archived is not msgspec.UNSET:
         info = replace(info, time=replace(info.time, archived=command.archived))

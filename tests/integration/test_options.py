@@ -124,3 +124,68 @@ def test_handles_say_what_they_are(tmp_path):
         session.prompt("Hello").result()
         compaction = session.compact()
         assert repr(compaction) == f"<Compaction {compaction.marker_id} of {session.id}>"
+
+
+def test_a_runtime_starts_once_and_has_no_tracker_before(tmp_path):
+    runtime = Runtime(tmp_path / "agent.db")
+    with pytest.raises(errors.RuntimeClosed):
+        _ = runtime.engine.tracker
+    with runtime, pytest.raises(errors.RuntimeClosed, match="starts once"):
+        runtime.start()
+    with pytest.raises(errors.RuntimeClosed):
+        runtime.start()
+
+
+REFUSED_CALLS = {
+    "types": lambda runtime, session: runtime.events(types=["actor.crashed", "no.such"]),
+    "buffer": lambda runtime, session: runtime.events(buffer=0),
+    "answers": lambda runtime, session: runtime.reply("ask_1", answers=[3]),
+    "part_id": lambda runtime, session: session.edit("msg_1", text="new"),
+    "part": lambda runtime, session: session.edit(
+        session.messages()[1].info.id, part_id=session.messages()[1].parts[0].id, text="new"
+    ),
+}
+
+
+@pytest.mark.parametrize("field", REFUSED_CALLS)
+def test_an_unusable_argument_is_refused_by_its_name(tmp_path, field):
+    with Runtime(tmp_path / "agent.db") as runtime:
+        session = runtime.create_session()
+        session.prompt("Hello").result()
+        before = runtime.cursor
+        with pytest.raises(errors.InvalidInput):
+            REFUSED_CALLS[field](runtime, session)
+        assert runtime.cursor == before
+
+
+def test_upkeep_goes_on_when_a_duty_fails(tmp_path, monkeypatch):
+    done = []
+    with Runtime(tmp_path / "agent.db") as runtime:
+        upkeep = runtime.engine.upkeep
+        upkeep.stop()
+        upkeep._due.clear()
+        monkeypatch.setattr(type(upkeep), "_renew", lambda self: 1 / 0)
+        monkeypatch.setattr(type(upkeep), "_sweep", lambda self: done.append("swept"))
+        upkeep.tick()
+    assert done == ["swept"]
+
+
+def test_a_model_that_does_not_close_holds_up_no_runtime(tmp_path):
+    class Sticky(ScriptedModel):
+        async def aclose(self):
+            raise OSError("the connection is gone")
+
+    runtime = Runtime(tmp_path / "agent.db", model=Sticky("Yes.")).start()
+    assert runtime.create_session().prompt("Hello").result().text == "Yes."
+    assert runtime.close()
+
+
+def test_a_prompt_for_a_model_that_is_gone_fails_and_says_which(tmp_path):
+    other = ScriptedModel("From the other.", model_id="other")
+    with Runtime(tmp_path / "agent.db", models=[other]) as runtime:
+        session = runtime.create_session(model="other")
+        assert session.prompt("Hello").result().text == "From the other."
+    with Runtime(tmp_path / "agent.db") as runtime:
+        with pytest.raises(errors.TurnFailed, match="other"):
+            runtime.session(session.id).prompt("Hello").result()
+        assert runtime.create_session().prompt("Hello").result().text == "Hello"

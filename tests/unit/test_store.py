@@ -1,0 +1,191 @@
+"""The store by itself: files it refuses, work it does in pieces, callbacks it survives."""
+
+import functools
+import logging
+import sqlite3
+import threading
+
+import pytest
+
+from understudy import Retention, errors
+from understudy.store import claims, journal, lease
+from understudy.store.database import SCHEMA_VERSION, _migrate, connect, prepare
+from understudy.store.events import SessionCreated
+from understudy.store.records import Session, SessionTime
+from understudy.store.store import Store
+
+
+@pytest.fixture
+def stored(tmp_path):
+    store = Store(
+        tmp_path / "a.db",
+        runtime_id="rtm_1",
+        wall_ms=lambda: 1_000,
+        published=lambda events: None,
+        durability="normal",
+    )
+    store.open()
+    yield store
+    store.close()
+
+
+def wait(begin):
+    """Begin work of a store and wait for it: (result, events), or what it failed with."""
+    outcome, over = [], threading.Event()
+
+    def done(result, events, error):
+        outcome.extend((result, events, error))
+        over.set()
+
+    begin(done)
+    assert over.wait(15)
+    if outcome[2] is not None:
+        raise outcome[2]
+    return outcome[:2]
+
+
+def new_session(store, session_id="ses_1", *, facts=1):
+    info = Session(id=session_id, title="t", time=SessionTime(created=1, updated=1))
+    created = (SessionCreated(session_id=session_id, info=info),) * facts
+    return wait(functools.partial(store.create, info, created))[0]
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [3, None, b"bytes.db", "", ":memory:", "file:a.db", "a\0b.db"])
+def test_what_is_no_path_of_a_file_is_refused(path):
+    with pytest.raises(errors.InvalidInput) as refused:
+        Store(path, runtime_id="rtm_1", wall_ms=lambda: 1, published=print)
+    assert refused.value.field == "path"
+
+
+@pytest.mark.parametrize("path", [".", "missing/a.db", "file.txt/a.db"])
+def test_a_place_where_no_file_can_be_is_refused_by_its_name(tmp_path, path):
+    (tmp_path / "file.txt").write_text("words")
+    with pytest.raises(errors.StoreUnreadable) as refused:
+        Store(tmp_path / path, runtime_id="rtm_1", wall_ms=lambda: 1, published=print)
+    assert str(tmp_path) in str(refused.value)
+    assert [each.name for each in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("pragma", ["application_id = 7", "user_version = 3"])
+def test_the_database_of_another_application_is_left_alone(tmp_path, pragma):
+    path = tmp_path / "theirs.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+        connection.execute(f"PRAGMA {pragma}")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(errors.StoreUnreadable, match="another application"):
+        prepare(path)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_was_migrated_meanwhile_is_not_migrated_again(tmp_path):
+    prepare(tmp_path / "a.db").close()
+    database = connect(tmp_path / "a.db")
+    _migrate(database)
+    assert database.pragma("user_version") == SCHEMA_VERSION
+    database.close()
+
+
+def test_an_open_that_fails_half_way_gives_everything_back(tmp_path, monkeypatch):
+    def refuse(self):
+        raise OSError(13, "Permission denied")
+
+    store = Store(tmp_path / "a.db", runtime_id="r", wall_ms=lambda: 1, published=print)
+    monkeypatch.setattr(lease.Lease, "hold", refuse)
+    with pytest.raises(errors.StoreUnreadable):
+        store.open()
+    assert store._database.is_closed()
+    monkeypatch.undo()
+    store.open()
+    assert store.close()
+
+
+def test_a_store_that_is_not_open_says_so(tmp_path):
+    store = Store(tmp_path / "a.db", runtime_id="r", wall_ms=lambda: 1, published=print)
+    with pytest.raises(errors.StoreError, match="not open"):
+        _ = store.read
+    with pytest.raises(errors.StoreError, match="not open"):
+        store.forgive("ses_1")
+
+
+# --- work --------------------------------------------------------------------------------------
+
+
+def test_work_that_takes_too_long_is_given_up_by_who_waits_alone(stored):
+    hold = threading.Event()
+    with pytest.raises(errors.CommandTimeout):
+        stored.run(lambda tx: hold.wait(15), timeout_s=0.01)
+    hold.set()
+    assert stored.run(lambda tx: 7) == 7
+
+
+def test_a_callback_that_fails_costs_nobody_else_anything(stored, caplog):
+    def fail(result, events, error):
+        raise ZeroDivisionError("a bug of whoever waits")
+
+    with caplog.at_level(logging.CRITICAL, "understudy"):
+        stored.submit(lambda tx: (None, []), fail)
+        assert stored.run(lambda tx: 1) == 1
+
+
+def test_a_checkpoint_that_cannot_be_made_is_put_off(stored):
+    def reader(tx):
+        # In a transaction SQLite refuses to checkpoint, and says so with an error.
+        stored._writer._checkpoint()
+        return tx.connection.execute("PRAGMA busy_timeout").fetchone()[0]
+
+    assert stored.run(reader) == 5_000
+    new_session(stored)
+    assert stored.read.session("ses_1").title == "t"
+
+
+def test_the_crash_of_a_session_that_is_gone_is_refused(stored):
+    with pytest.raises(errors.SessionNotFound):
+        wait(
+            lambda done: stored.record_crash(
+                "ses_0", reason="no", culprit=None, quarantine_at=3, done=done
+            )
+        )
+    new_session(stored)
+    with pytest.raises(errors.SessionClaimed):
+        stored.run(
+            lambda tx: claims.record_crash(
+                tx,
+                session_id="ses_1",
+                owner="rtm_2",
+                reason="no",
+                culprit=None,
+                quarantine_at=3,
+                now_ms=1,
+            )
+        )
+    assert stored.read.restarts("ses_1") is None
+
+
+def test_a_journal_is_trimmed_piece_by_piece_until_it_fits(stored, monkeypatch):
+    monkeypatch.setattr(journal, "TRIM_AT_ONCE", 10)
+    new_session(stored, facts=45)
+    stored.trim_journal(Retention(events=5))
+
+    def count(tx):
+        return tx.connection.execute("SELECT count(*), max(cursor) FROM journal").fetchone()
+
+    for _ in range(10):  # each piece is a job of its own, behind what waits
+        stored.run(count)
+    assert stored.run(count) == (5, 45)
+
+
+def test_a_read_that_cannot_begin_is_an_error_of_ours_and_gives_its_connection_back(stored):
+    with stored.read.connection() as held:
+        held.execute("SELECT 1")
+    (database,) = list(stored.read._idle)[-1:]
+    database.connection().execute("BEGIN")  # as if somebody had left it open
+    with pytest.raises(errors.StoreError):
+        stored.read.session("ses_1")
+    database.connection().rollback()
+    for _ in range(20):  # more than there are connections
+        assert stored.read.session("ses_1") is None
