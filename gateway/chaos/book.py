@@ -98,6 +98,7 @@ class Book:
                 if what := self._kept(promise, rows, found):
                     findings.append((promise.kind, f"{promise.session} {promise.key}: {what}"))
             findings += self._check_effects(rows)
+            findings += self._check_published(rows)
         return found, findings
 
     def _kept(self, promise: Promise, rows: _Rows, found: Audit) -> str:
@@ -149,6 +150,15 @@ class Book:
             if not self._effects[session_id, call_id]:
                 yield "lost", f"{session_id}: call {call_id} completed without effect"
 
+    def _check_published(self, rows: _Rows) -> Iterator[Finding]:
+        """What subscribers were told this round was committed, and is still what it was."""
+        for promise in self.new:
+            if promise.kind == "published":
+                there = rows.event(int(promise.key))
+                if there not in (None, (promise.session, promise.said)):
+                    told = f"{promise.said} of {promise.session}"
+                    yield "published", f"event {promise.key} was {told}, and is {there}"
+
 
 class _Rows:
     """What the checks ask of the database."""
@@ -187,6 +197,13 @@ class _Rows:
             # A fork has its call from elsewhere: the output says whose effect it was.
             _, where, call_id = part["state"]["output"].split()
             self.noted.add((where, call_id))
+
+    def event(self, cursor: int) -> Named | str | None:
+        """Session and type of an event; None if it was trimmed."""
+        sql = "SELECT session_id, type FROM journal WHERE cursor = ?"
+        row: Named | None = self._connection.execute(sql, (cursor,)).fetchone()
+        (oldest,) = self._connection.execute("SELECT min(cursor) FROM journal").fetchone()
+        return row or (None if oldest is not None and cursor < oldest else "missing")
 
     def left(self, session_id: str) -> list[str]:
         """The tables with anything of a session that is gone."""

@@ -60,6 +60,7 @@ class Promise(msgspec.Struct, frozen=True, omit_defaults=True):
     replied     the ask ``key`` was answered with ``said``
     compacted   the marker ``key`` is committed
     claimed     the tracker's ``key``, for the owner ``said``; and ``released``
+    published   the event ``key`` (its cursor) of type ``said``
     started     the tool call ``key`` began at ``at_ms`` in process ``pid``
     effect      and did what must not be done twice
     refused     the store could not take it, as ``said``
@@ -79,6 +80,7 @@ class Promise(msgspec.Struct, frozen=True, omit_defaults=True):
         "claimed",
         "releasing",
         "released",
+        "published",
         "started",
         "effect",
         "refused",

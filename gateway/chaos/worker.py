@@ -8,7 +8,10 @@ import queue
 import runpy
 import signal
 import sys
+import threading
 import traceback
+from contextlib import suppress
+from typing import Final
 
 from understudy import RestartPolicy, Runtime
 from understudy.actors.core.state import CompactionRules
@@ -20,6 +23,8 @@ from understudy.gateway.chaos.points import Points
 from understudy.gateway.chaos.words import News, Order, Promise
 from understudy.gateway.chaos.work import RETENTION, Work
 from understudy.gateway.pipes import read_orders, tell
+
+TOLD_EVERY: Final = 3
 
 
 class Worker:
@@ -54,8 +59,24 @@ class Worker:
         self.points.phase = "working"
         recovered = len(self.runtime.recovered)
         tell(News("ready", id=self.runtime.id, recovered=recovered))
+        threading.Thread(target=self._follow, name="follow", daemon=True).start()
         while True:
             self._obey(orders.get())
+
+    def _follow(self) -> None:
+        """Hear what is published, whoever committed it, and write some of it down."""
+        last = 0
+        with suppress(UnderstudyError), self.runtime.events(deltas=False) as events:
+            for event in events:
+                if event.cursor is None:
+                    continue
+                if last and event.cursor != last + 1:
+                    said = f"event {event.cursor} was published after {last}"
+                    self.write(Promise("broken", said=said))
+                last = event.cursor
+                if last % TOLD_EVERY == 0:
+                    session_id, kind = event.session_id, event.type
+                    self.write(Promise("published", session=session_id, key=str(last), said=kind))
 
     def _obey(self, order: Order) -> None:
         match order.kind:
