@@ -120,14 +120,6 @@ def _from_body(error: Any, *, provider_id: str) -> ModelError:
     return ModelError(f"{provider_id}: {message}", **data)
 
 
-def _overflows(status: int | None, text: str) -> bool:
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return bool(_OVERFLOW_OF_RATE.search(text))
-    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return True
-    return status not in _REFUSED and bool(_OVERFLOW.search(text))
-
-
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """The wait a provider asks for, in seconds: ``retry-after-ms``, or either ``Retry-After``."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
