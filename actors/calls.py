@@ -32,6 +32,30 @@ PROGRESS_EVERY_S: Final = 0.1
 _UNPROVED: Final = object()  # the process may have been replaced while it was frozen
 
 
+class CallTime:
+    """What is left of a call's time. While it waits for people none goes by.
+
+    For the executor's loop alone, which may learn of an answer before it does of the ask.
+    """
+
+    def __init__(self, limit: asyncio.Timeout) -> None:
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._asking = 0
+        self._left_s: float | None = None
+
+    def asking(self, change: int) -> None:
+        self._asking += change
+        until_s = self._limit.when()
+        with suppress(RuntimeError):  # the call is over
+            if self._asking > 0 and until_s is not None:
+                self._left_s = until_s - self._loop.time()
+                self._limit.reschedule(None)
+            elif self._asking == 0 and self._left_s is not None:
+                self._limit.reschedule(self._loop.time() + self._left_s)
+                self._left_s = None
+
+
 class CallContext(CancellableCall):
     """The ``ToolContext`` of a call in a runtime."""
 
@@ -45,6 +69,7 @@ class CallContext(CancellableCall):
         )
         self.part_id = part.id
         self._executor = executor
+        self.time: CallTime | None = None
         self._lock_progress = threading.Lock()
         self._title: str | None = None
         self._metadata: dict[str, Any] = {}
@@ -85,7 +110,8 @@ class CallContext(CancellableCall):
     ) -> None:
         _not_in_a_loop("ask_async")
         ask = self._permission(permission, patterns, always, metadata)
-        self._granted(self._open(ask).get())
+        with self._executor.workers.waiting():
+            self._granted(self._open(ask).get())
 
     def ask_async(
         self,
@@ -103,7 +129,9 @@ class CallContext(CancellableCall):
 
     def question(self, questions: Sequence[Question]) -> tuple[tuple[str, ...], ...]:
         _not_in_a_loop("question_async")
-        return self._answers(self._open(self._question(questions)).get())
+        ask = self._question(questions)
+        with self._executor.workers.waiting():
+            return self._answers(self._open(ask).get())
 
     def question_async(
         self, questions: Sequence[Question]
@@ -150,6 +178,9 @@ class CallContext(CancellableCall):
         answer = self._executor.expect(self.session_id, ask.id)
         forget = self.on_cancel(lambda: answer.fail(self.aborted()))
         answer.then(lambda _: forget())
+        if (time := self.time) is not None:
+            self._executor.call_later(0, lambda: time.asking(1))
+            answer.then(lambda _: self._executor.call_later(0, lambda: time.asking(-1)))
         self._executor.send(self.session_id, OpenAsk(part_id=self.part_id, ask=ask))
         return answer
 
@@ -241,7 +272,8 @@ class CallRun:
         """What the tool returned or raised. Raises ``TimeoutError`` past its time."""
         limit_s = tool.timeout_s or self._executor.rules.limits.tool_s
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(limit_s) as limit:
+                self.context.time = CallTime(limit)
                 run = self._run_async if tool.is_async else self._run_sync
                 while (value := await run(tool, given)) is _UNPROVED:
                     self._term = await self._executor.prove(self._part.session_id)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Protocol
 
 logger = logging.getLogger("understudy.tools")
@@ -24,6 +25,10 @@ class Workers(Protocol):
         """Nobody waits any more for the job that runs in this thread."""
         ...
 
+    def waiting(self) -> AbstractContextManager[None]:
+        """Inside, the job that runs in this thread waits for a person, and takes no one's place."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -31,7 +36,8 @@ class WorkerThreads:
     """Runs functions on up to ``limit`` threads, made on demand and ended when idle.
 
     A function its caller gave up on (``abandon``) no longer counts against the limit: the thread
-    under it ends when the function does, and does not keep the process alive.
+    under it ends when the function does, and does not keep the process alive. Nor does one that is
+    ``waiting``; when it goes on there may be more threads than the limit, until one is done.
     """
 
     def __init__(self, limit: int) -> None:
@@ -83,16 +89,33 @@ class WorkerThreads:
                 if me in self._abandoned:
                     self._abandoned.discard(me)
                     return
+                if self._threads > self._limit:
+                    self._threads -= 1
+                    return
 
     def abandon(self, thread_id: int) -> None:
         """Stop counting a thread whose job nobody waits for any more."""
         with self._lock:
             if thread_id not in self._abandoned:
                 self._abandoned.add(thread_id)
-                self._threads -= 1
-                if self._waiting > self._idle and self._threads < self._limit:
-                    self._threads += 1
-                    self._start_thread()
+                self._leave()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        with self._lock:
+            self._leave()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._threads += 1
+
+    def _leave(self) -> None:
+        """Stop counting a thread, and let another do what waits."""
+        self._threads -= 1
+        if self._waiting > self._idle and self._threads < self._limit:
+            self._threads += 1
+            self._start_thread()
 
     def close(self) -> None:
         """Let idle threads end now."""

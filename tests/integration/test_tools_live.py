@@ -650,6 +650,67 @@ def test_a_running_tool_asks_for_permission(opened, watching, form):
     assert session.prompt("three").result(timeout_s=10).text == "a hole"
 
 
+@pytest.mark.parametrize("form", ["thread", "coroutine"])
+def test_a_tool_s_time_does_not_run_while_it_waits_for_a_person(opened, watching, form):
+    waited = threading.Event()
+
+    @tool
+    def dig(ctx: ToolContext) -> str:
+        """Dig."""
+        ctx.ask("dig")
+        return "a hole"
+
+    @tool(name="dig")
+    async def dig_async(ctx: ToolContext) -> str:
+        """Dig, and then for too long."""
+        await ctx.ask_async("dig")
+        await asyncio.sleep(30)
+        return "a hole"
+
+    chosen = dig if form == "thread" else dig_async
+    rules = {"dig": "ask"}
+    limits = Limits(tool_s=0.3)
+    runtime = opened(calling(Call("dig")), tools=[chosen], limits=limits, permissions=rules)
+    session = runtime.create_session()
+    watch = watching(session, after=0)
+    turn = session.prompt("dig")
+    ask = watch.until("permission.asked").data.info
+    assert not waited.wait(0.6)  # longer than the tool has
+    runtime.reply(ask.id, "once")
+    answer = turn.result(timeout_s=15).text
+    assert ("a hole" if form == "thread" else "timed out after 0.3 s") in answer
+
+
+def test_tools_that_wait_for_people_keep_no_thread_from_the_others(opened, watching, monkeypatch):
+    monkeypatch.setattr("understudy.actors.executor._TOOL_THREADS", 1)
+
+    @tool
+    def dig(ctx: ToolContext) -> str:
+        """Dig."""
+        ctx.ask("dig")
+        return "a hole"
+
+    @tool
+    def look() -> str:
+        """Look."""
+        return "a garden"
+
+    def play(request):
+        last = request.turns[-1]
+        return Call(last.content[0].text) if hasattr(last, "content") else last.calls[0].output
+
+    runtime = opened(ScriptedModel(play), tools=[dig, look], permissions={"dig": "ask"})
+    watch = watching(runtime, after=0)
+    digging = [runtime.create_session().prompt("dig") for _ in range(3)]
+    asks = [watch.until("permission.asked").data.info for _ in digging]
+    other = runtime.create_session()
+    assert other.prompt("look").result(timeout_s=15).text == "a garden"
+    for ask in asks:
+        runtime.reply(ask.id, "once")
+    assert [turn.result(timeout_s=15).text for turn in digging] == ["a hole"] * 3
+    assert other.prompt("look").result(timeout_s=15).text == "a garden"
+
+
 @pytest.mark.parametrize("way", ["ask_async", "question_async"])
 def test_a_plain_function_that_asks_without_awaiting_is_stopped_there(opened, way):
     done = []

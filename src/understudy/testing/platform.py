@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from understudy.actors.platform import end_tasks
@@ -187,6 +188,9 @@ class SimulatedWorkers:
 
     def abandon(self, thread_id: int) -> None:
         """A job that runs here cannot be given up on: nothing else runs meanwhile."""
+
+    def waiting(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self) -> None:
         """There is no thread to end."""
