@@ -90,6 +90,7 @@ class Hooks:
         self._engine = engine
         self._hook_s = hook_s
         self.workers = engine.platform.workers(_HOOK_THREADS)  # not the tools': hooks may hang
+        self._running: dict[int, tuple[HookCall, float]] = {}  # by thread, if nobody waits
         self._hooks: dict[str, tuple[Hook, ...]] = {}
         if hooks is not None and not isinstance(hooks, Mapping):
             raise InvalidInput("hooks are functions by the name of their hook", field="hooks")
@@ -113,10 +114,20 @@ class Hooks:
         return self._engine.tracker.gate(hook, session_id).action == "run"
 
     def fire(self, call: HookCall, *, internal: bool) -> None:
-        """Run a hook that nobody waits for."""
+        """Run a hook that nobody waits for, as ``let_go`` does in the end."""
         if self.passes(call.hook, call.session.id, internal=internal):
             for hook in self._hooks[call.hook]:
-                self._start(hook, call, [])
+                self._start(hook, call, None)
+
+    def let_go(self) -> None:
+        """Report the hooks that take more than ``hook_s``; their threads are made up for."""
+        late = self._engine.clock.monotonic_s() - self._hook_s
+        for thread_id, entry in list(self._running.items()):
+            call, since_s = entry
+            if since_s < late and self._running.get(thread_id) is entry:
+                self._running.pop(thread_id, None)
+                logger.error("Hook %s took more than %g s", call.hook, self._hook_s)
+                self.workers.abandon(thread_id)
 
     async def gather(self, call: HookCall, *, internal: bool) -> list[str]:
         """Run a hook before something goes on; returns the texts it gives."""
@@ -139,8 +150,11 @@ class Hooks:
                 texts.append(value)
         return texts
 
-    def _start(self, hook: Hook, call: HookCall, thread_ids: list[int]) -> Pending[Any]:
-        """Call a hook: a function on a worker, named in ``thread_ids``; else on the tools' loop."""
+    def _start(self, hook: Hook, call: HookCall, thread_ids: list[int] | None) -> Pending[Any]:
+        """Call a hook: a function on a worker, else on the tools' loop.
+
+        ``thread_ids`` gets the worker's, for who waits; of the others it is noted here.
+        """
         done: Pending[Any] = Pending()
         context = contextvars.copy_context()
         context.run(_inside.set, call.hook)
@@ -153,8 +167,15 @@ class Hooks:
         else:
 
             def job() -> None:
-                thread_ids.append(threading.get_ident())
+                me = threading.get_ident()
+                if thread_ids is not None:
+                    thread_ids.append(me)
+                    context.run(_guarded, hook, call, done)
+                    return
+                self._running[me] = entry = (call, self._engine.clock.monotonic_s())
                 context.run(_guarded, hook, call, done)
+                if self._running.get(me) is entry:
+                    self._running.pop(me, None)
 
             self.workers.submit(job)
         return done

@@ -60,7 +60,8 @@ class Runtime:
         restart: how crashed session actors are restarted.
         on_restart: what becomes of a turn that a restart interrupted.
         hooks: the app's own code at fixed points, see ``actors.hooks``.
-        hook_s: how long a hook is waited for.
+        hook_s: how long a hook is waited for, and how long one that nobody waits for may keep a
+            thread from the others; both are reported.
         recovery_hook: called with runtime, session and ``RecoveryReport`` after a recovery that
             changed something, in a worker thread. What it raises is logged and changes nothing.
         durability: "full" survives power loss; "normal" survives a killed process.

@@ -64,6 +64,7 @@ class Upkeep:
             (self._renew, self._engine.store.lease.lease_s / 4),
             (self._hung_handlers, WATCH_EVERY_S),
             (self._lost_executions, WATCH_EVERY_S),
+            (self._engine.hooks.let_go, WATCH_EVERY_S),
             (self._foreign_events, TICK_S),
             (self._passivate, PASSIVATE_EVERY_S),
             (self._orphans, ORPHANS_EVERY_S),

@@ -193,6 +193,26 @@ def test_a_forked_process_is_refused_and_takes_nothing_from_its_parent(opened, p
 # --- hooks and receivers -----------------------------------------------------------------------
 
 
+def test_hooks_that_nobody_waits_for_may_hang_and_are_reported(
+    opened, eventually, caplog, monkeypatch
+):
+    monkeypatch.setattr("understudy.actors.hooks._HOOK_THREADS", 1)
+    release, ran = threading.Event(), []
+
+    def hang(call):
+        ran.append(call.session.id)
+        if len(ran) == 1:
+            release.wait(60)
+
+    runtime = opened(hooks={"after_turn": hang}, hook_s=0.05)
+    made = [runtime.create_session() for _ in range(2)]
+    for session in made:
+        session.prompt("go").result(timeout_s=15)
+    eventually(lambda: len(ran) == 2)
+    assert "Hook after_turn took more than 0.05 s" in caplog.text
+    release.set()
+
+
 def test_hooks_that_hang_keep_no_tool_from_running(opened):
     release = threading.Event()
 
