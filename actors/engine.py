@@ -596,6 +596,7 @@ class Engine:
         self._forget_tracked(infos)
         for info in infos:
             session_id = info.id
+            self.registry.quarantined.pop(session_id, None)  # its id may be used again at once
             self.executor.cancel(session_id, "delete")
             self.registry.remove(
                 session_id,
