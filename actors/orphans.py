@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("understudy.recovery")
 
-AT_ONCE: Final = 1_000
+AT_ONCE: Final = 2_000  # some 20 MB of records while they are decided
 
 Decided: TypeAlias = "list[tuple[Orphan, Decision]]"
 
