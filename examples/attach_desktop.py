@@ -1,6 +1,6 @@
 """A desktop app's connection to a running server: prompts go out, events come in, none is lost.
 
-    understudy serve --ask bash &
+    understudy serve &
     python attach_desktop.py http://127.0.0.1:4096
 
 Without an address it starts a server of its own, stops it after an answer and starts it again, to

@@ -84,6 +84,17 @@ def test_the_command_serves_the_directory_it_is_given(server, tmp_path, name):
     assert "Traceback" not in complaints
 
 
+@pytest.mark.parametrize(
+    ("options", "asks"),
+    [((), ["bash"]), (("--allow", "bash"), []), (("--ask", "edit"), ["bash", "edit"])],
+)
+def test_shell_commands_ask_first_unless_they_are_allowed(server, options, asks):
+    one = server("-m", "understudy", "serve", "--port", "0", "--database", "a.db", *options)
+    [agent] = one.client.get("/agent").json()
+    rules = [each["permission"] for each in agent["permission"] if each["action"] == "ask"]
+    assert rules == asks
+
+
 def test_a_password_of_the_environment_is_asked_for(server):
     options = ("-m", "understudy", "serve", "--port", "0", "--database", "a.db")
     one = server(*options, OPENCODE_SERVER_PASSWORD="secret")
