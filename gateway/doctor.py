@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import Final
 
 import msgspec
 
+from understudy.errors import StoreUnreadable
 from understudy.gateway import display
 from understudy.gateway.diagnosis import Diagnosis, diagnose, kinds
 from understudy.gateway.display import plain
@@ -13,13 +15,22 @@ from understudy.gateway.places import database_path
 from understudy.gateway.repair import Repair, repair
 
 SHOWN = 50
+DAMAGED: Final = (
+    "the file itself is damaged, below its rows. Copy it with its -wal and -shm first. Then go "
+    'back to a backup, or try `sqlite3 FILE ".recover" | sqlite3 NEW` and `understudy doctor` on NEW.'
+)
 
 
 def doctor(args: argparse.Namespace) -> int:
     """Exit code 0 if healthy, 1 if problems were found (after ``--repair``: are left)."""
     path = database_path(args.database)
-    done = repair(path) if args.repair else None
-    found = diagnose(path)
+    try:
+        done = repair(path) if args.repair else None
+        found = diagnose(path)
+    except StoreUnreadable as error:
+        if "malformed" not in str(error):
+            raise
+        raise StoreUnreadable(f"{error}: {DAMAGED}", path=str(path)) from error
     if args.json:
         print(msgspec.json.encode({"diagnosis": found, "repair": done}).decode())
     else:

@@ -354,6 +354,23 @@ def test_ctrl_c_aborts_the_turn_and_leaves_nothing_open(tmp_path: Path):
 # --- doctor ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("options", [(), ("--json",), ("--repair",)])
+def test_a_damaged_file_is_told_from_damaged_rows_with_what_to_do(tmp_path, options):
+    path = tmp_path / "agent.db"
+    with Runtime(path) as runtime:
+        for _ in range(5):
+            runtime.create_session().prompt("Hello " * 1_000).result()
+    image = bytearray(path.read_bytes())
+    for start in range(4096, len(image), 4096):
+        image[start : start + 512] = b"\xff" * 512
+    path.write_bytes(image)
+    done = run("doctor", "--database", str(path), *options)
+    assert done.returncode == 1
+    assert "the file itself is damaged" in done.stderr
+    assert ".recover" in done.stderr
+    assert path.read_bytes() == image
+
+
 def doctor(database: Path, *options: str) -> tuple[int, dict]:
     done = run("doctor", "--json", *options, "--database", str(database))
     assert done.stdout, done.stderr
