@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from understudy.store.claims import Orphan
     from understudy.store.reads import Unfinished
 
-logger = logging.getLogger("understudy.recovery")
+logger = logging.getLogger("understudy")
 
 AT_ONCE: Final = 2_000  # some 20 MB of records while they are decided
 
