@@ -17,7 +17,7 @@ from understudy.gateway.repair import Repair, repair
 SHOWN = 50
 DAMAGED: Final = (
     "the file itself is damaged, below its rows. Copy it with its -wal and -shm first. Then go "
-    'back to a backup, or try `sqlite3 FILE ".recover" | sqlite3 NEW` and `understudy doctor` on NEW.'
+    'back to a backup, or try `sqlite3 FILE ".recover" | sqlite3 NEW`, and the doctor on NEW.'
 )
 
 
