@@ -396,7 +396,8 @@ def test_a_quarantine_outlives_the_runtime_and_is_ended_by_a_delete(stage):
     assert list(process.runtime.quarantined()) == ["victim"]
     got = stage.outcome(stage.update(process, "victim", "x"))
     assert isinstance(got, errors.SessionQuarantined)
-    stage.outcome(stage.send(process, "victim", Delete()))
+    session = process.run(lambda: process.runtime.session("victim"))
+    assert process.run(session.delete).value == 2
     assert not process.runtime.quarantined()
     stage.create(process, "victim")
     assert stage.answer(process, "victim") == "hello"
