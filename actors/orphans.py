@@ -24,7 +24,7 @@ from understudy.errors import SessionClaimed, UnderstudyError
 if TYPE_CHECKING:
     from understudy.actors.engine import Engine
     from understudy.store.claims import Orphan
-    from understudy.store.reads import Unfinished
+    from understudy.store.unfinished import Unfinished
 
 logger = logging.getLogger("understudy")
 

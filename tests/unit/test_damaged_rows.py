@@ -5,8 +5,8 @@ import logging
 import msgspec
 import pytest
 
-from understudy.store import reads
 from understudy.store.records import TextPart
+from understudy.store.rows import parts as part_rows
 
 
 def part(number):
@@ -17,7 +17,7 @@ GOOD = [(msgspec.json.encode(part(number)),) for number in range(3)]
 
 
 def decoded(rows):
-    return [each.id for each in reads._part.decoded(rows)]
+    return [each.id for each in part_rows.decoded(rows)]
 
 
 def test_sound_rows_are_decoded_in_order():
