@@ -183,6 +183,8 @@ def _beside(what: str, value: float, base: float, least: float, note: str = "") 
 
 
 def _listed(what: str, server: Served, times: int, bare: Served) -> Figure:
+    page = json.loads(asyncio.run(_call(server.port, "GET", "/session?limit=100")))
+    assert len(page) == 100, "the list is short"
     ours = asyncio.run(_latency_ms(server.port, times))
     base = asyncio.run(_latency_ms(bare.port, times))
     found = figure(f"{what}, p50", ours, "ms", "at most", 5)

@@ -72,7 +72,8 @@ async def create(call: Call) -> Any:
     """Create a session in the call's directory."""
     body = await call.body(NewSession)
     directory = call.directory
-    if not await asyncio.to_thread(os.path.isdir, directory):
+    own = directory == call.gateway.directory  # it was there when the server started
+    if not own and not await asyncio.to_thread(os.path.isdir, directory):
         raise InvalidInput(f"there is no directory {directory}", field="directory")
     session = await call.gateway.runtime.create_session(
         title=body.title or untitled(body.parent_id is not None),
