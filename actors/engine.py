@@ -602,6 +602,8 @@ class Engine:
                 session_id,
                 SessionNotFound(f"Session {session_id} was deleted", session_id=session_id),
             )
+            # A prompt accepted in the same transaction is waited for since after its events.
+            self.outcomes.tell_deleted(session_id)
             self._fire("session_end", info)
 
     def _forget_tracked(self, infos: Sequence[SessionRecord]) -> None:

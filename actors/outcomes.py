@@ -73,7 +73,7 @@ class Outcomes:
         elif type(fact) is SessionIdle:
             self._tell(event.session_id, _IDLE, None)
         elif type(fact) is SessionDeleted:
-            self._tell_deleted(event.session_id)
+            self.tell_deleted(event.session_id)
         elif type(fact) is SessionQuarantined:
             self._tell_quarantined(event.session_id, fact.reason)
 
@@ -86,7 +86,8 @@ class Outcomes:
         for pending in waiting:
             pending.set(value)
 
-    def _tell_deleted(self, session_id: str) -> None:
+    def tell_deleted(self, session_id: str) -> None:
+        """The session is gone: nobody's wait for it will end otherwise."""
         with self._lock:
             group = self._waiting.pop(session_id, {})
         for key, waiting in group.items():

@@ -37,7 +37,7 @@ from understudy.errors import (
 from understudy.store.changes import Change
 from understudy.store.claims import Claimed, RestartRecord
 from understudy.store.events import AnyFact, Event, PromptAccepted, PromptSettled, deleted_by
-from understudy.store.records import BUSY, Session
+from understudy.store.records import BUSY, Prompt, Session
 
 if TYPE_CHECKING:
     from understudy.actors.clock import Clock
@@ -157,6 +157,14 @@ class _Batch:
         for fact in decision.facts:
             if type(fact) is PromptAccepted:
                 self.accepted.add(fact.info.message_id)
+            elif type(fact) is PromptSettled and fact.info.message_id in self.accepted:
+                self._settle(fact.info)
+
+    def _settle(self, prompt: Prompt) -> None:
+        """Accepted and over in one change: whoever prompted hears both at once."""
+        for n, (reply, value, error) in enumerate(self.replies):
+            if type(value) is Prompt and value.message_id == prompt.message_id:
+                self.replies[n] = (reply, prompt, error)
 
     def prove(self, request: Request) -> None:
         if request.reply is not None:

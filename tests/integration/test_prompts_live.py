@@ -1,6 +1,8 @@
 """Prompts against a running runtime: accepted once, in order, or refused with nothing stored."""
 
+import asyncio
 import math
+import threading
 
 import msgspec
 import pytest
@@ -511,3 +513,49 @@ def test_metadata_is_kept_as_json(opened):
     assert session.metadata["n"] == 1
     assert runtime.session(session.id).metadata["deep"]["list"] == [1, 2.5, None, True, "ü\0"]
     assert msgspec.json.encode(session.record)
+
+
+def hold_the_writer(runtime):
+    """Let commands gather behind a transaction; the result lets it end."""
+    held = threading.Event()
+    runtime.engine.store.submit(lambda tx: (held.wait(15), []), lambda *_: None)
+    return held.set
+
+
+def test_a_prompt_that_is_aborted_in_the_very_change_that_accepts_it_is_told(opened):
+    async def scene():
+        gate = Gate()
+        runtime = opened(ScriptedModel([[Wait(gate), Say("first")]]))
+        session = await runtime.create_session()
+        await session.prompt("first")
+        await asyncio.to_thread(gate.wait_reached)
+        go_on = hold_the_writer(runtime)
+        renamed = session.update(title="a commit to wait behind")
+        turn, aborted = session.prompt("second"), session.abort(queued=True)
+        go_on()
+        await turn
+        with pytest.raises(errors.TurnAborted):
+            await turn.result(timeout_s=15)
+        await renamed
+        await aborted
+
+    asyncio.run(scene())
+
+
+def test_a_prompt_whose_session_is_deleted_with_its_parent_just_then_is_told(opened, eventually):
+    async def scene():
+        gate = Gate()
+        runtime = opened(ScriptedModel([[Wait(gate), Say("never")]]))
+        parent = await runtime.create_session()
+        child = await runtime.create_session(parent_id=parent.id)
+        go_on = hold_the_writer(runtime)
+        turn, deleted = child.prompt("go"), parent.delete()
+        waiting = runtime.engine.store._writer._lane._items
+        await asyncio.to_thread(eventually, lambda: waiting.qsize() >= 2)
+        go_on()
+        await turn
+        with pytest.raises((errors.TurnAborted, errors.SessionNotFound)):
+            await turn.result(timeout_s=15)
+        await deleted
+
+    asyncio.run(scene())
