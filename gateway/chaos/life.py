@@ -158,7 +158,7 @@ class Life:
         while time.monotonic() < deadline:
             for news in worker.take(LOOK_S):
                 if news is None:
-                    raise Broken("died", f"process {worker.pid} ended by itself")
+                    raise Broken("died", f"process {worker.pid} ended: {self._last_words()}")
                 if news.kind == kind:
                     return news
                 if news.kind in ("stuck", "failed"):
@@ -239,6 +239,17 @@ class Life:
             ).fetchone()
         return float(row[0] / 1000 - time.time()) if row is not None else 0.0
 
+    def renews(self, worker: Worker, *, within_s: float) -> bool:
+        """Whether a process renews its lease in time."""
+        deadline = time.monotonic() + within_s
+        left_s = self.lease_left_s(worker)
+        while time.monotonic() < deadline:
+            if (now_s := self.lease_left_s(worker)) > left_s:
+                return True
+            left_s = now_s
+            time.sleep(LOOK_S / 10)
+        return False
+
     def check(self) -> None:
         """Everything, while nothing runs."""
         self.look()
@@ -259,6 +270,10 @@ class Life:
             self._logged = log.tell()
         loud = (line for line in lines if line.startswith(("ERROR", "CRITICAL", "Exception in")))
         return [line for line in loud if not any(name in line for name in SILENT)]
+
+    def _last_words(self) -> str:
+        lines = self._nursery.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return lines[-1] if lines else "it said nothing"
 
     def counts(self) -> Counter[str]:
         """Prompts accepted, and their outcomes, in the whole life of the file."""

@@ -133,14 +133,14 @@ class Round:
         self._freeze()
         held = self.life.held_by(self.worker)
         self.life.pause(min(NAP_S, self.life.lease_left_s(self.worker) / 2))
-        taken = self.life.held_by(other).keys() & held.keys()
+        left_s = self.life.lease_left_s(self.worker)
         self.worker.thaw()
-        if taken:
-            self._found("claimed", f"sessions of a process within its lease: {sorted(taken)}")
+        if self.life.renews(self.worker, within_s=left_s):
+            if taken := self.life.held_by(other).keys() & held.keys():
+                self._found("claimed", f"sessions of a process that took a nap: {sorted(taken)}")
+        else:
+            self.missed = "a renewal in time"  # on a machine that is too busy
         self.life.rest(self.worker, other)
-        taken = self.life.held_by(other).keys() & held.keys()
-        if taken:
-            self._found("claimed", f"sessions of a process that took a nap: {sorted(taken)}")
         self._kill()
         self.life.worker = other
 

@@ -12,13 +12,14 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from understudy import Runtime, Session
 from understudy.errors import (
     AskClosed,
+    CommandTimeout,
     CompactionFailed,
     InternalError,
     RuntimeClosed,
@@ -30,6 +31,7 @@ from understudy.errors import (
     UnderstudyError,
 )
 from understudy.gateway.chaos.cast import LONG, Write
+from understudy.gateway.chaos.points import wall_ms
 from understudy.gateway.chaos.words import Promise
 from understudy.store.journal import Retention
 
@@ -59,6 +61,7 @@ ACTS: Final = {
     "crash": 1,
     "read": 4,
 }
+BRISK: Final = {"create": 1, "update": 4, "abort": 1, "read": 1}  # waits for nobody's turn
 URGENT: Final = {
     "deleting": "burst",
     "buried": "burst",
@@ -91,7 +94,8 @@ class Work:
         self._urgent.extend(functools.partial(self._repeat, each) for each in again)
         for number in range(THREADS):
             chance = random.Random(f"{seed}/{number}")
-            self._spawn(lambda chance=chance: self._loop(chance))  # type: ignore[misc]
+            acts = BRISK if number == 0 else ACTS
+            self._spawn(functools.partial(self._loop, chance, acts))
         self._spawn(self._people)
 
     def _spawn(self, target: Callable[[], None]) -> None:
@@ -129,8 +133,8 @@ class Work:
 
     # --- the threads ---------------------------------------------------------------------------
 
-    def _loop(self, chance: random.Random) -> None:
-        names, weights = list(ACTS), list(ACTS.values())
+    def _loop(self, chance: random.Random, acts: Mapping[str, int]) -> None:
+        names, weights = list(acts), list(acts.values())
         while not self._resting.is_set():
             (name,) = chance.choices(names, weights)
             self._do(getattr(self, f"_{name}"), chance)
@@ -220,7 +224,23 @@ class Work:
             said, text = "interrupted", str(error.reason)
         except TurnFailed:
             said, text = "failed", ""
+        except CommandTimeout:
+            self._check_told(session_id, message_id)
+            return
         self._write(Promise("outcome", session=session_id, key=message_id, said=said, text=text))
+
+    def _check_told(self, session_id: str, message_id: str) -> None:
+        """Who waited in vain for what was over all the while was forgotten."""
+        read = self._runtime.engine.store.read
+        prompt, _ = read.prompt(session_id, message_id)
+        if prompt is not None and prompt.outcome is None:
+            return
+        with read.connection() as connection:
+            (last_ms,) = connection.execute(
+                "SELECT max(time_ms) FROM journal WHERE session_id = ?", (session_id,)
+            ).fetchone()
+        if wall_ms() - (last_ms or 0) > 1000 * PATIENCE_S / 2:
+            self._write(Promise("broken", said=f"nobody was told the end of {message_id}"))
 
     def _twice(self, chance: random.Random) -> None:
         """The same prompt at once and again is one prompt."""
