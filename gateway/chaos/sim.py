@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ def simulate(args: argparse.Namespace) -> int:
     print(f"seed {seeds.start}, {len(seeds)} seeds of about {args.steps} steps", flush=True)
     began = time.monotonic()
     broken = events = 0
-    for result in _results(seeds, args.steps, args.processes):
+    for result in _results(seeds, args.steps, args.processes, keep_trace=args.trace):
         events += result.events
         if result.findings:
             broken += 1
@@ -36,19 +37,20 @@ def simulate(args: argparse.Namespace) -> int:
     return 1 if broken else 0
 
 
-def _results(seeds: range, steps: int, processes: int) -> Iterator[Result]:
+def _results(seeds: range, steps: int, processes: int, *, keep_trace: bool) -> Iterator[Result]:
     """In the order of the seeds, whoever ran them."""
     processes = min(processes or os.cpu_count() or 1, 1 + len(seeds) // _CHUNK)
     if processes == 1:
         for seed in seeds:
-            yield _run(seed, steps)
+            yield _run(seed, steps=steps, keep_trace=keep_trace)
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_run, seeds, [steps] * len(seeds), chunksize=_CHUNK)
+        run = functools.partial(_run, steps=steps, keep_trace=keep_trace)
+        yield from pool.map(run, seeds, chunksize=_CHUNK)
 
 
-def _run(seed: int, steps: int) -> Result:
-    return Simulation(seed, steps=steps, keep_trace=True).run()
+def _run(seed: int, *, steps: int, keep_trace: bool) -> Result:
+    return Simulation(seed, steps=steps, keep_trace=keep_trace).run()
 
 
 def _report(result: Result, *, trace: bool) -> None:

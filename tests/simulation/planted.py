@@ -13,13 +13,30 @@ from unittest.mock import patch
 
 import msgspec
 
+from understudy import signals
 from understudy.actors import runtime, session
-from understudy.actors.core import calls, compaction, prompts, recovery
+from understudy.actors.core import (
+    calls,
+    compaction,
+    context,
+    decide,
+    forking,
+    prompts,
+    recovery,
+    turns,
+)
+from understudy.actors.core.commands import Abort
+from understudy.actors.core.effects import Cancel
 from understudy.actors.executor import Executor
-from understudy.actors.publisher import Publisher
+from understudy.actors.leases import Leases
+from understudy.actors.publisher import Publisher, SignalPump
 from understudy.actors.session_actor import SessionActor
+from understudy.actors.subscription import Subscription
+from understudy.actors.supervisor import RestartPolicy
+from understudy.actors.tracker import SessionTracker
 from understudy.actors.upkeep import Upkeep
-from understudy.store import changes, claims
+from understudy.store import changes, claims, journal
+from understudy.store.lease import Lease
 from understudy.store.reads import Reads
 from understudy.store.records import Span, ToolPending, ToolRunning
 from understudy.store.writer import Writer
@@ -164,6 +181,151 @@ def _leave_rows_behind() -> AbstractContextManager[Any]:
 
 def _miss_what_others_committed() -> AbstractContextManager[Any]:
     return patch.object(Publisher, "_publish_missed", lambda self, *, upto: None)
+
+
+def _interrupt_beside_the_running_turn() -> AbstractContextManager[Any]:
+    close_turn = turns.close_turn
+
+    def closing(d: Any, reason: Any, **options: Any) -> None:
+        if reason == "interrupt":
+            d.turn = None
+        else:
+            close_turn(d, reason, **options)
+
+    return patch.object(turns, "close_turn", closing)
+
+
+def _answer_an_abort_before_it_ends() -> AbstractContextManager[Any]:
+    def aborting(d: Any, command: Any) -> bool:
+        d.start(Cancel(reason=command.reason))
+        return d.turn is not None
+
+    return patch.dict(decide._HANDLERS, {Abort: aborting})
+
+
+def _accept_other_words_under_an_id() -> AbstractContextManager[Any]:
+    return patch.object(prompts, "_same_again", lambda d, command: command.known)
+
+
+def _show_again_what_was_reverted() -> AbstractContextManager[Any]:
+    def keeping(d: Any, message_ids: Any) -> None:
+        if d.info.revert is not None:
+            d.put_info(msgspec.structs.replace(d.info, revert=None))
+
+    return patch.object(prompts, "remove_reverted", keeping)
+
+
+def _drop_a_result_from_the_context() -> AbstractContextManager[Any]:
+    assistant_turn = context._assistant_turn
+
+    def dropping(*args: Any, **options: Any) -> Any:
+        turn = assistant_turn(*args, **options)
+        if turn is not None and len(turn.calls) > 1:
+            return msgspec.structs.replace(turn, calls=turn.calls[:-1])
+        return turn
+
+    return patch.object(context, "_assistant_turn", dropping)
+
+
+def _summarise_for_ever() -> AbstractContextManager[Any]:
+    return patch.object(compaction, "_attempt_failed", lambda d, failure: compaction.start(d))
+
+
+def _share_part_ids_with_a_fork() -> AbstractContextManager[Any]:
+    copy_part = forking._copy_part
+
+    def sharing(part: Any, *args: Any) -> Any:
+        return msgspec.structs.replace(copy_part(part, *args), id=part.id)
+
+    return patch.object(forking, "_copy_part", sharing)
+
+
+def _let_children_live() -> AbstractContextManager[Any]:
+    return patch.object(claims, "_TREE", "SELECT ? AS id, 0")
+
+
+def _take_sessions_of_the_living() -> AbstractContextManager[Any]:
+    acquire = claims.acquire
+
+    def taking(tx: Any, **options: Any) -> Any:
+        return acquire(tx, **{**options, "alive": lambda _: False})
+
+    return patch.object(claims, "acquire", taking)
+
+
+def _never_renew_the_lease() -> AbstractContextManager[Any]:
+    return patch.object(Lease, "renew", lambda self, tx, *, now_ms: None)
+
+
+def _forget_how_often_it_crashed() -> AbstractContextManager[Any]:
+    return patch.object(claims, "put_restart", lambda tx, record: None)
+
+
+def _restart_at_once() -> AbstractContextManager[Any]:
+    return patch.object(RestartPolicy, "pause_s", lambda self, consecutive, jitter: 0.0)
+
+
+def _lose_a_delta() -> AbstractContextManager[Any]:
+    push = Publisher._push_delta
+
+    def losing(self: Any, fact: Any) -> None:
+        if fact.offset % 4 != 2:
+            push(self, fact)
+
+    return patch.object(Publisher, "_push_delta", losing)
+
+
+def _keep_quiet_about_an_overflow() -> AbstractContextManager[Any]:
+    page = Subscription._page
+
+    def silent(self: Any) -> Any:
+        return [event for event in page(self) if event.type != "events.overflow"]
+
+    return patch.object(Subscription, "_page", silent)
+
+
+def _trim_what_was_promised() -> AbstractContextManager[Any]:
+    trim = journal.trim
+
+    def greedy(tx: Any, *, retention: Any, now_ms: int) -> int:
+        keep = max(1, retention.events // 4)
+        less = msgspec.structs.replace(retention, events=keep)
+        return trim(tx, retention=less, now_ms=now_ms)
+
+    return patch.object(journal, "trim", greedy)
+
+
+def _let_one_receiver_stop_the_others() -> AbstractContextManager[Any]:
+    def sending(self: Any, event: Any) -> None:
+        signal = signals.BY_TYPE.get(event.type)
+        for receiver in list(signal.receivers_for(self._sender)) if signal is not None else ():
+            try:
+                receiver(self._sender, event=event)
+            except Exception as error:  # noqa: BLE001 - as the real one does
+                self._report(event, receiver, error)
+                return
+
+    return patch.object(SignalPump, "_send", sending)
+
+
+def _grant_a_claim_that_is_held() -> AbstractContextManager[Any]:
+    grant = SessionTracker._grant
+
+    def granting(self: Any, key: str, owner: str, ttl_s: Any) -> Any:
+        claim = self._leases.claim(key)
+        if claim is not None and claim.entry.owner != owner:
+            self._leases.drop(claim)
+        return grant(self, key, owner, ttl_s)
+
+    return patch.object(SessionTracker, "_grant", granting)
+
+
+def _bypass_for_ever() -> AbstractContextManager[Any]:
+    return patch.object(Leases, "bypass", lambda self, key: self._bypasses.get(key))
+
+
+def _count_no_usage() -> AbstractContextManager[Any]:
+    return patch.object(turns, "_count", lambda d, message: None)
 
 
 PLANTED = [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from understudy.actors.models.acts import Call, End, Fail, Say, Stall, Think, Wait
-from understudy.actors.models.protocol import AssistantTurn, ModelRequest, UserText, UserTurn
+from understudy.actors.models.protocol import ModelRequest, UserText, UserTurn
 from understudy.actors.models.scripted import ScriptedModel, steps_taken
 from understudy.actors.tools.context import ToolContext
 from understudy.actors.tools.tool import Tool, tool
@@ -30,19 +31,32 @@ _CALLS: Final = (
     "stuck",
     "nothing",
 )
+_ASKING: Final = ("asking", "wondering", "guarded")
+
+
+class Flavour:
+    """What kind of model a seed has, now and then."""
+
+    def __init__(self, seed: int | str) -> None:
+        chance = random.Random(f"{seed}/flavour")
+        self.talkative = chance.random() < 0.25  # its answers fill the context
+        self.asking = chance.random() < 0.2  # it calls tools that ask people
+        self.endless = chance.random() < 0.1  # it never comes to an end by itself
+        self.hopeless = chance.random() < 0.15  # its summaries come to nothing
 
 
 def model(seed: int | str, check: Callable[[ModelRequest], None]) -> ScriptedModel:
     """Answers by the seed and the last prompt's text; every request is checked first."""
+    flavour = Flavour(seed)
 
     def script(request: ModelRequest) -> Any:
         check(request)
         if request.purpose == "summary":
             chance = random.Random(f"{seed}/summary/{len(request.turns)}/{_asked(request)}")
-            return list(_summary(chance))
+            return list(_summary(chance, flavour))
         taken = steps_taken(request)
         chance = random.Random(f"{seed}/{_asked(request)}/{taken}/{len(request.turns)}")
-        return list(_step(chance, taken))
+        return list(_step(chance, taken, flavour))
 
     return ScriptedModel(script, context_limit=2_000, output_limit=500, record=1)
 
@@ -54,38 +68,46 @@ def _asked(request: ModelRequest) -> str:
     return ""
 
 
-def _step(chance: random.Random, taken: int) -> Iterator[Any]:
+def _step(chance: random.Random, taken: int, flavour: Flavour) -> Iterator[Any]:
     if chance.random() < 0.3:
         yield Wait(chance.choice((0.0, 0.2, 2.5)))
     if chance.random() < 0.15:
         yield Think("let me see")
     if chance.random() < 0.8:
-        yield Say("words " * chance.choice((1, 3, 60)), chunks=chance.choice((1, 2, 5)))
-    if chance.random() < 0.2:
-        yield Wait(1.5)
-        yield Say("more words")
-    trouble = chance.random()
-    if trouble < 0.05:
-        yield Fail(ModelUnavailable("overloaded"))
-    elif trouble < 0.07:
-        yield Fail(ModelError("no"))
-    elif trouble < 0.09:
-        yield Fail(ModelOverflow("too long"))
-    elif trouble < 0.11:
-        yield End(None)
-    elif trouble < 0.13:
-        yield Stall()
-    elif taken < 3 and chance.random() < 0.5:
+        words = chance.choice((1, 3, 60)) * (6 if flavour.talkative else 1)
+        yield Say("words " * words, chunks=chance.choice((1, 2, 5)))
+    if chance.random() < 0.3:
+        for number in range(chance.choice((1, 3, 6))):
+            yield Wait(chance.choice((0.1, 0.4, 1.5)))
+            yield Say(f"more {number} ", chunks=2)
+    if (trouble := _trouble(chance.random())) is not None:
+        yield trouble
+    elif flavour.endless or (taken < 3 and chance.random() < 0.5):
         for number in range(chance.choice((1, 1, 2, 3))):
-            yield Call(chance.choice(_CALLS), {"text": f"{taken}.{number}"})
+            tools = _ASKING if flavour.asking and chance.random() < 0.7 else _CALLS
+            yield Call(chance.choice(tools), {"text": f"{taken}.{number}"})
     else:
         yield Say("done")
 
 
-def _summary(chance: random.Random) -> Iterator[Any]:
+def _trouble(luck: float) -> Any:
+    """How one answer in eight ends badly."""
+    for limit, act in (
+        (0.05, Fail(ModelUnavailable("overloaded"))),
+        (0.07, Fail(ModelError("no"))),
+        (0.09, Fail(ModelOverflow("too long"))),
+        (0.11, End(None)),
+        (0.13, Stall()),
+    ):
+        if luck < limit:
+            return act
+    return None
+
+
+def _summary(chance: random.Random, flavour: Flavour) -> Iterator[Any]:
     if chance.random() < 0.3:
         yield Wait(1.0)
-    trouble = chance.random()
+    trouble = chance.random() * (0.25 if flavour.hopeless else 1.0)
     if trouble < 0.1:
         yield Fail(ModelUnavailable("overloaded"))
     elif trouble < 0.2:
@@ -96,13 +118,19 @@ def _summary(chance: random.Random) -> Iterator[Any]:
         yield Say("what was said")
 
 
+def output_of(tool: str, text: str) -> str | None:
+    """What a call of a tool gives, if that is certain."""
+    return {"echo": text, "once": text, "again": text, "slow": text * 200}.get(tool)
+
+
 class Effects:
     """What tools did outside, and what they are checked for."""
 
-    def __init__(self, started: Callable[[ToolContext], None]) -> None:
+    def __init__(self, started: Callable[..., None]) -> None:
         self.done: Counter[tuple[str, str]] = Counter()
         self.started = started
 
+    @functools.cached_property
     def tools(self) -> list[Tool]:
         effects = self
 
@@ -151,7 +179,7 @@ class Effects:
         @tool(permission="guarded")
         def guarded(text: str, ctx: ToolContext) -> str:
             """Need leave before it runs."""
-            effects.started(ctx)
+            effects.started(ctx, "guarded")
             return text
 
         @tool
@@ -166,19 +194,3 @@ class Effects:
             return text
 
         return [echo, slow, once, again, asking, wondering, guarded, failing, stuck]
-
-
-def unpaired(request: ModelRequest) -> str | None:
-    """What is wrong with a request's calls and results, or None."""
-    calls = [
-        call for turn in request.turns if isinstance(turn, AssistantTurn) for call in turn.calls
-    ]
-    ids = [call.call_id for call in calls]
-    if len(ids) != len(set(ids)):
-        return "two calls share an id"
-    if not request.turns:
-        return "an empty request"
-    last = request.turns[-1]
-    if isinstance(last, AssistantTurn) and not last.calls:
-        return "nothing to answer"
-    return None

@@ -51,6 +51,7 @@ class Process:
         self.life = Life(name)
         self.life.on_death = self.kill
         self.plan = Plan()
+        self.published: int | None = None  # the cursor of the last event it published
         self.platform = Simulated(scheduler, self.life)
         self._scheduler = scheduler
         self._committed = committed

@@ -31,8 +31,12 @@ class Life:
         self.name = name
         self.dead = False
         self.frozen = False
+        self.was_frozen = False
         self.on_death: Callable[[], None] = lambda: None
         self.on_escape: Callable[[Exception], None] = lambda _: None
+
+    def freeze(self) -> None:
+        self.frozen = self.was_frozen = True
 
 
 class Source:
@@ -56,32 +60,32 @@ class Source:
         self.shuffled = shuffled
         self.may_wait = may_wait
         self.weight = 1
-        self._waiting: deque[Happening] = deque()
+        self.waiting: deque[Happening] = deque()
         self._scheduler = scheduler
         scheduler.sources.append(self)
 
     def add(self, happening: Happening) -> bool:
         """False if the process is dead: it will not happen."""
         if not self.life.dead:
-            self._waiting.append(happening)
+            self.waiting.append(happening)
         return not self.life.dead
 
     def add_later(self, delay_s: float, happening: Happening) -> None:
         self._scheduler.at(self._scheduler.clock.monotonic_s() + delay_s, self, happening)
 
     def take(self, chance: random.Random) -> Happening:
-        if self.shuffled and len(self._waiting) > 1:
-            self._waiting.rotate(-chance.randrange(len(self._waiting)))
-        return self._waiting.popleft()
+        if self.shuffled and len(self.waiting) > 1:
+            self.waiting.rotate(-chance.randrange(len(self.waiting)))
+        return self.waiting.popleft()
 
     def rest(self) -> list[Happening]:
         """Take everything that still waits."""
-        left = list(self._waiting)
-        self._waiting.clear()
+        left = list(self.waiting)
+        self.waiting.clear()
         return left
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
 
 class Scheduler:
@@ -113,8 +117,14 @@ class Scheduler:
     def step(self, *, before_s: float | None = None) -> bool:
         """Let one thing happen. False if nothing can, ``before_s`` or ever."""
         while True:
-            self._ring()
-            ready = [source for source in self.sources if source and self._may_run(source)]
+            if self._timers and self._timers[0][0] <= self.clock.monotonic_s():
+                self._ring()
+            nested = self.depth > 0
+            ready = [
+                source
+                for source in self.sources
+                if source.waiting and not source.life.frozen and not (nested and source.may_wait)
+            ]
             if ready and self.chance.random() < _EARLY:
                 self.clock.advance(self.chance.choice(_PAUSES_S))
                 continue

@@ -34,10 +34,13 @@ WORK: Final = {
     "revert": 4,
     "unrevert": 2,
     "fork": 2,
+    "edit": 3,
     "reply": 12,
     "delete": 4,
     "look": 4,
     "reset": 2,
+    "listen": 4,
+    "track": 8,
     "rest": 8,
 }
 FAULTS: Final = {

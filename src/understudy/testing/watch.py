@@ -1,21 +1,28 @@
-"""The watch: what must hold after every commit, read from the journal by plain SQL.
+"""The watch: follows a database from commit to commit, by plain SQL.
 
-Knows the wire shapes and the promises, and none of the code that is to keep them.
+Knows the wire shapes and the promises, and none of the code that is to keep them. What it reads it
+tells to the sessions' stories, and asks the rules what is broken.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple
 
 import msgspec
 
-from understudy.gateway.fold import KEYS, Row, Tables, is_open, no_tables
+from understudy.gateway.fold import KEYS, Row, is_open
+from understudy.testing import rules
+from understudy.testing.claims import Claims
+from understudy.testing.requests import conversation
+from understudy.testing.resting import at_rest
+from understudy.testing.rules import Finding
+from understudy.testing.story import Story
 
-Finding: TypeAlias = tuple[str, str]
-"""(the guarantee that was broken, what was found)."""
+__all__ = ["Finding", "Told", "Watch"]
 
 _PUTS: Final = {
     "session.created": ("session", "info"),
@@ -30,61 +37,59 @@ _PUTS: Final = {
     "question.asked": ("ask", "info"),
     "question.replied": ("ask", "info"),
 }
-_OUTCOMES: Final = {"answered", "interrupted", "rejected", "failed"}
+_COPIED: Final = {"session.created", "message.updated", "message.part.updated"}
+_decode: Final = msgspec.json.Decoder().decode
 
 
-def _outcome(table: str, record: Row) -> str | None:
-    """How something ended that may end once only."""
-    if is_open(table, record):
-        return None
-    if table == "part" and record["type"] == "tool":
-        return f"{record['state']['status']}: {record['state'].get('output')}"
-    if table == "part" and record["type"] == "compaction":
-        return str(record["state"])
-    return str(record.get("outcome" if table == "inbox" else "replied"))
+class Told(NamedTuple):
+    """One event of the journal; its cursor is its place in the log, from 1."""
 
-
-class Story:
-    """One session from its creation on, as the journal tells it."""
-
-    def __init__(self) -> None:
-        self.tables: Tables = no_tables()
-        self.deleted = False
-        self.status = "idle"
-        self.accepted: list[str] = []
-        self.started: set[str] = set()
-        self.settled: set[str] = set()
-        self.number = 1  # which life of this session id
-
-    def running(self) -> bool:
-        """Something is under way. A runtime that closes leaves prompts queued, and is idle."""
-        return any(
-            is_open(table, record) and (table != "inbox" or "turn" in record)
-            for table, rows in self.tables.items()
-            for record in rows.values()
-        )
-
-    def busy(self) -> bool:
-        return any(
-            is_open(table, record)
-            for table, rows in self.tables.items()
-            for record in rows.values()
-        )
+    session_id: str
+    seq: int
+    kind: str
 
 
 class Watch:
-    """Follows a database from commit to commit. ``findings`` is what was broken."""
+    """What was committed so far, and ``findings``: what was broken.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the database, which is there.
+        now_s: the virtual clock; without one, what takes time is not judged.
+        claims: judges who may write.
+        keep: how many events the journal's retention keeps; None keeps all.
+        quarantine_after, backoff_s: the supervisor's policy.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        now_s: Callable[[], float] | None = None,
+        claims: Claims | None = None,
+        keep: int | None = None,
+        quarantine_after: int = 4,
+        backoff_s: float = 0.05,
+    ) -> None:
         self.findings: list[Finding] = []
-        self.cursor = 0
+        self.log: list[Told] = []
         self.stories: dict[str, Story] = {}
         self.types: Counter[str] = Counter()
         self.accepted: set[tuple[str, str]] = set()
         self.outcomes: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        # Sessions whose revert may be taken back, if that is known.
+        self.unreverting: Counter[str] | None = None
+        self._claims = claims or Claims()
         self.reopen(path)
+        self._now_s = now_s
+        self._keep = keep
+        self._quarantine_after = quarantine_after
+        self._backoff_s = backoff_s
         self._seqs: dict[str, int] = {}
-        self._epochs: dict[str, int] = {}
+        self._owners: dict[str, tuple[str, int]] = {}
+
+    @property
+    def cursor(self) -> int:
+        return len(self.log)
 
     def reopen(self, path: Path) -> None:
         """Go on with the same database in another place."""
@@ -96,61 +101,91 @@ class Watch:
     def found(self, guarantee: str, what: str) -> None:
         self.findings.append((guarantee, what))
 
+    def _broken(self, session_id: str, findings: Iterable[Finding]) -> None:
+        for guarantee, what in findings:
+            self.found(guarantee, f"{session_id}: {what}")
+
     # --- after every commit --------------------------------------------------------------------
 
-    def committed(self) -> list[str]:
-        """Look at what is new. Gives it as lines for the trace."""
+    def committed(self, runtime_id: str | None = None) -> list[str]:
+        """Look at what was committed since; by one runtime, if it is named. Gives it as lines."""
         rows = self._connection.execute(
             "SELECT cursor, session_id, seq, type, data FROM journal WHERE cursor > ? "
             "ORDER BY cursor",
             (self.cursor,),
         ).fetchall()
+        kinds: defaultdict[str, set[str]] = defaultdict(set)
         for cursor, session_id, seq, kind, data in rows:
             if cursor != self.cursor + 1:
                 self.found("cursor", f"event {cursor} follows event {self.cursor}")
-            self.cursor = cursor
+            self.log.append(Told(session_id, seq, kind))
             last = self._seqs.get(session_id, 0)
             if seq != last + 1:
                 self.found("seq", f"event {seq} of {session_id} follows {last}")
             self._seqs[session_id] = seq
-            self._event(session_id, kind, msgspec.json.decode(data))
+            kinds[session_id].add(kind)
             self.types[kind] += 1
-        for session_id in dict.fromkeys(row[1] for row in rows):
-            self._at_rest(session_id, self.stories[session_id])
-        self._check_epochs()
+            self._event(session_id, kind, _decode(data))
+        for session_id in kinds:
+            story = self.stories[session_id]
+            self._born(story)
+            if not story.deleted:
+                self._broken(session_id, at_rest(story))
+                self._check_crashes(story, kinds[session_id])
+        if any("session.deleted" in told for told in kinds.values()):
+            self._check_children()
+        self.findings += self._claims.committed(self._connection, runtime_id, kinds)
+        self._check_retention()
         return [f"  {cursor} {session_id} {kind}" for cursor, session_id, _, kind, _ in rows]
-
-    def _check_epochs(self) -> None:
-        held = self._connection.execute(
-            "SELECT session_id, epoch FROM claim UNION ALL SELECT session_id, epoch FROM tombstone"
-        ).fetchall()
-        now = dict(held)
-        if len(now) != len(held):
-            self.found("epoch", "a session is both claimed and deleted")
-        for session_id, epoch in self._epochs.items():
-            if now.get(session_id, 0) < epoch:
-                self.found("epoch", f"{session_id} went from {epoch} to {now.get(session_id)}")
-        self._epochs = now
 
     def _event(self, session_id: str, kind: str, fact: Row) -> None:
         story = self._story(session_id, kind)
-        if kind == "session.deleted":
-            story.deleted = True
-            story.tables = no_tables()
-            story.status = "idle"
-        elif kind == "session.status":
-            story.status = fact["status"]["type"]
-        elif kind == "session.idle" and story.busy():
-            self.found("idle says done", f"{session_id} has something open")
-        elif kind.startswith("prompt."):
-            self._prompt(session_id, story, kind, fact["info"])
-        elif kind == "message.removed":
-            self._remove_message(story, fact["messageID"])
-        elif kind == "message.part.removed":
-            story.tables["part"].pop(fact["partID"], None)
+        if kind not in _COPIED:
+            self._born(story)
+        self._broken(session_id, self._rules(story, kind, fact))
         if kind in _PUTS:
             table, field = _PUTS[kind]
-            self._put(session_id, story, table, fact[field])
+            record = fact[field]
+            if table in ("message", "part"):
+                self._check_owner(story, table, record)
+            self._count(story, table, record)
+            story.put(table, record, self.cursor)
+        if kind.startswith("prompt."):
+            self._prompt(story, kind, fact["info"])
+        elif kind == "message.removed":
+            removed = story.tables["message"].get(fact["messageID"])
+            if removed is not None and is_open("message", removed):
+                story.cut_short.append(conversation(story, removed))
+            story.remove_message(fact["messageID"])
+        elif kind == "message.part.removed":
+            story.remove_part(fact["partID"])
+        else:
+            self._life(story, kind, fact)
+
+    def _rules(self, story: Story, kind: str, fact: Row) -> Iterator[Finding]:
+        """What the story so far says against this event."""
+        if kind in _PUTS:
+            table, field = _PUTS[kind]
+            yield from rules.put(story, table, fact[field])
+            taking_back = self.unreverting is None or self.unreverting[story.id]
+            if table == "session" and not taking_back:
+                yield from rules.unreverted(story, fact[field])
+        if kind.startswith("prompt."):
+            yield from rules.prompt(story, kind, fact["info"])
+        elif kind == "message.updated":
+            message = fact["info"]
+            new = message["id"] not in story.tables["message"] and not story.newborn
+            if new and is_open("message", message):
+                yield from rules.opened(story, message)
+        elif kind == "session.idle":
+            if story.busy():
+                yield "idle says done", "something is open"
+            if story.idle_told:
+                yield "idle is told once", "nothing was done in between"
+        elif kind == "actor.crashed":
+            yield from rules.crashed(story, fact["consecutive"])
+        elif kind == "actor.restarted" and self._now_s is not None:
+            yield from rules.restarted(story, self._now_s(), self._backoff_s)
 
     def _story(self, session_id: str, kind: str) -> Story:
         """Whose event this is; its creation begins a new one."""
@@ -159,83 +194,122 @@ class Watch:
             if story is not None and not story.deleted:
                 self.found("created once", session_id)
             number = story.number + 1 if story is not None else 1
-            story = self.stories[session_id] = Story()
-            story.number = number
+            story = self.stories[session_id] = Story(session_id, number)
         if story is None:
             self.found("created first", f"{kind} of {session_id}")
-            story = self.stories[session_id] = Story()
+            story = self.stories[session_id] = Story(session_id)
         if story.deleted:
             self.found("no write after delete", f"{kind} of {session_id}")
         return story
 
-    def _put(self, session_id: str, story: Story, table: str, record: Row) -> None:
-        key = record[KEYS[table]]
-        old = story.tables[table].get(key)
-        if old is not None and is_open(table, record) and not is_open(table, old):
-            self.found("one terminal state", f"{table} {key} of {session_id} is open again")
-        if old is not None and _outcome(table, old) not in (None, _outcome(table, record)):
-            self.found("one terminal state", f"{table} {key} of {session_id} ended twice")
-        if table == "part" and record["messageID"] not in story.tables["message"]:
-            self.found("parts have messages", f"{key} of {session_id}")
-        story.tables[table][key] = record
+    def _born(self, story: Story) -> None:
+        """What a session is created with, a fork's history, has been told."""
+        if story.newborn and story.tables["session"]:
+            story.newborn, story.copied = False, story.said()
 
-    def _remove_message(self, story: Story, message_id: str) -> None:
-        story.tables["message"].pop(message_id, None)
-        parts = story.tables["part"]
-        for key in [k for k, part in parts.items() if part["messageID"] == message_id]:
-            del parts[key]
+    # --- what an event changes -----------------------------------------------------------------
 
-    def _prompt(self, session_id: str, story: Story, kind: str, prompt: Row) -> None:
-        message_id = prompt["messageID"]
-        name = f"{message_id} of {session_id}"
+    def _life(self, story: Story, kind: str, fact: Row) -> None:
+        if kind == "session.deleted":
+            story.end()
+        elif kind == "session.status":
+            story.status = fact["status"]["type"]
+            # Who closes with prompts waiting is idle, and says no more than that.
+            story.idle_told = story.status == "idle" and (story.idle_told or story.busy())
+        elif kind == "session.idle":
+            story.idle_told = True
+        elif kind == "session.error":
+            story.failed = fact["error"]["name"] == "CompactionError"
+        elif kind == "session.compacted":
+            marker = next(
+                (p for p in story.parts_of(fact["markerID"]) if p["type"] == "compaction"), {}
+            )
+            story.follow_up = bool(marker.get("resume"))
+        elif kind == "session.quarantined":
+            story.quarantined = True
+        elif kind == "session.reset":
+            story.quarantined, story.forgivable = False, True
+        elif kind == "actor.crashed":
+            story.crashes, story.forgivable = fact["consecutive"], False
+            story.crashed_s = self._time_s()
+
+    def _time_s(self) -> float:
+        return 0.0 if self._now_s is None else self._now_s()
+
+    def _prompt(self, story: Story, kind: str, info: Row) -> None:
+        message_id = info["messageID"]
         if kind == "prompt.accepted":
-            if message_id in story.accepted:
-                self.found("accepted once", name)
             story.accepted.append(message_id)
-            self.accepted.add((session_id, message_id))
-            return
-        if message_id not in story.accepted:
-            self.found("accepted first", f"{kind} {name}")
-        if message_id in story.settled:
-            self.found("one outcome per prompt", f"{kind} after the outcome of {name}")
-        if kind == "prompt.settled":
-            story.settled.add(message_id)
-            self.outcomes[session_id, message_id].add(str(prompt.get("outcome")))
-            if prompt.get("outcome") not in _OUTCOMES:
-                self.found("one outcome per prompt", f"{name}: {prompt.get('outcome')}")
-        elif message_id not in story.started:
+            self.accepted.add((story.id, message_id))
+        elif kind == "prompt.started":
             story.started.add(message_id)
-            self._check_fifo(session_id, story, prompt)
+        else:
+            story.settled.add(message_id)
+            story.forgivable |= info.get("outcome") == "answered"
+            self.outcomes[story.id, message_id].add(str(info.get("outcome")))
 
-    def _check_fifo(self, session_id: str, story: Story, prompt: Row) -> None:
-        """Whoever was accepted before, of the same kind, has started or is settled."""
-        for earlier in story.accepted:
-            if earlier == prompt["messageID"]:
-                return
-            same = story.tables["inbox"][earlier].get("when_busy") == prompt.get("when_busy")
-            if same and earlier not in story.started and earlier not in story.settled:
-                self.found("FIFO", f"{prompt['messageID']} of {session_id} passed {earlier}")
+    def _count(self, story: Story, table: str, record: Row) -> None:
+        """Keep what later events are held against."""
+        if table == "message" and record.get("synthetic"):
+            story.follow_up = False
+        if table == "session":
+            story.failed &= record.get("compaction_failures", 0) == 0
+            if not story.titles or story.titles[-1] != record["title"]:
+                story.titles.append(record["title"])
+            if story.newborn and not story.tables["session"]:
+                story.used = record.get("tokens", {}).get("total", 0)
+        elif table == "message" and record["role"] == "assistant":
+            old = story.tables["message"].get(record["id"])
+            if old is None:
+                story.step_s = self._time_s()
+            was_open = old is None or is_open("message", old)
+            if old is not None and "error" in record and not record.get("summary"):
+                story.cut_short.append(conversation(story, old))
+            if was_open and not is_open("message", record) and not story.newborn:
+                story.used += record["tokens"]["total"]
 
-    def _at_rest(self, session_id: str, story: Story) -> None:
-        """What holds between commits."""
-        if story.deleted:
+    def _check_owner(self, story: Story, table: str, record: Row) -> None:
+        """Ids that the runtime makes are made once: a fork has its own."""
+        key, mine = record["id"], (story.id, story.number)
+        if self._owners.setdefault(key, mine) != mine and key.startswith(("msg_", "prt_")):
+            self.found("ids are made once", f"{table} {key} of {story.id} and {self._owners[key]}")
+
+    # --- between commits -----------------------------------------------------------------------
+
+    def _check_crashes(self, story: Story, kinds: set[str]) -> None:
+        too_many = story.crashes >= self._quarantine_after and not story.quarantined
+        if "actor.crashed" in kinds and too_many:
+            self.found("crashes end in quarantine", f"{story.id}: {story.crashes}")
+        if "actor.restarted" in kinds and self._now_s is not None:
+            row = self._connection.execute(
+                "SELECT culprit, culprit_count FROM restart WHERE session_id = ?", (story.id,)
+            ).fetchone()
+            culprit, count = row or (None, 0)
+            if count >= 2 and culprit in story.started - story.settled:
+                self.found("a prompt that kills is set aside", f"{culprit} of {story.id}")
+
+    def _check_children(self) -> None:
+        for story in self.stories.values():
+            parent_id = story.record.get("parentID")
+            if not story.deleted and parent_id is not None and self.stories[parent_id].deleted:
+                self.found("children go with their parent", story.id)
+
+    def _check_retention(self) -> None:
+        """The journal keeps what was promised, of whoever has not read it yet."""
+        if self._keep is None:
             return
-        parts = story.tables["part"].values()
-        markers = [p for p in parts if p["type"] == "compaction" and is_open("part", p)]
-        if len(markers) > 1:
-            self.found("one active marker", f"{len(markers)} in {session_id}")
-        opened = [m["id"] for m in story.tables["message"].values() if is_open("message", m)]
-        if len(opened) > 1:
-            self.found("one open message", f"{opened} in {session_id}")
-        for part in parts:
-            message = story.tables["message"].get(part["messageID"])
-            answer = message is not None and message["role"] == "assistant"
-            if answer and is_open("part", part) and part["messageID"] not in opened:
-                self.found("closed means closed", f"{part['id']} of {session_id} is open")
-        if story.running() if story.status == "idle" else not story.busy():
-            self.found("status agrees with transcript", f"{session_id} is {story.status}")
+        (oldest,) = self._connection.execute("SELECT min(cursor) FROM journal").fetchone()
+        if (oldest or 1) > max(1, self.cursor - self._keep + 1):
+            self.found("the journal is kept", f"from {oldest} on, the last is {self.cursor}")
 
     # --- what others ask -----------------------------------------------------------------------
+
+    def next_of(self, cursor: int, wanted: Callable[[Told], bool]) -> int | None:
+        """The first cursor after this one of an event that is wanted."""
+        for place in range(cursor, len(self.log)):
+            if wanted(self.log[place]):
+                return place + 1
+        return None
 
     def open_asks(self) -> list[tuple[str, Row]]:
         return [
@@ -252,8 +326,9 @@ class Watch:
         return [s for s, story in self.stories.items() if not story.deleted]
 
     def life(self, session_id: str) -> int:
+        """Which life of this id it is; 0 if there is none now."""
         story = self.stories.get(session_id)
-        return story.number if story is not None else 0
+        return story.number if story is not None and not story.deleted else 0
 
     def tool_states(self, session_id: str, message_id: str) -> dict[str, str]:
         """The calls of a message as its rows have them, by call id."""
@@ -261,8 +336,13 @@ class Watch:
             "SELECT data FROM part WHERE session_id = ? AND message_id = ?",
             (session_id, message_id),
         )
-        parts = [msgspec.json.decode(data) for (data,) in rows]
+        parts = [_decode(data) for (data,) in rows]
         return {p["callID"]: p["state"]["status"] for p in parts if p["type"] == "tool"}
+
+    def text_of_part(self, session_id: str, part_id: str) -> str:
+        """A part's text as its row has it."""
+        part = self.stories[session_id].tables["part"].get(part_id, {})
+        return str(part.get("text", ""))
 
     def owner(self, session_id: str) -> str | None:
         row = self._connection.execute(
@@ -270,22 +350,22 @@ class Watch:
         ).fetchone()
         return row[0] if row is not None else None
 
+    def leases(self) -> dict[str, int]:
+        """When each runtime's lease lapses, in milliseconds of the wall clock."""
+        return dict(self._connection.execute("SELECT id, until_ms FROM runtime"))
+
     def check_rows(self) -> None:
         """The tables are what the events say, now."""
         for session_id, story in self.stories.items():
-            self._compare(session_id, story)
-
-    def _compare(self, session_id: str, story: Story) -> None:
-        owners = {"session": "id"}
-        for table, told in story.tables.items():
-            column = owners.get(table, "session_id")
-            rows: defaultdict[str, Row] = defaultdict(dict)
-            for (data,) in self._connection.execute(
-                f"SELECT data FROM {table} WHERE {column} = ?",  # noqa: S608 - constants
-                (session_id,),
-            ):
-                record = msgspec.json.decode(data)
-                rows[record[KEYS[table]]] = record
-            for key in sorted(rows.keys() | told.keys()):
-                if rows.get(key) != told.get(key):
-                    self.found("events = store", f"{table} {key} of {session_id}")
+            for table, told in story.tables.items():
+                column = "id" if table == "session" else "session_id"
+                rows: dict[str, Row] = {}
+                for (data,) in self._connection.execute(
+                    f"SELECT data FROM {table} WHERE {column} = ?",  # noqa: S608 - constants
+                    (session_id,),
+                ):
+                    record = _decode(data)
+                    rows[record[KEYS[table]]] = record
+                for key in sorted(rows.keys() | told.keys()):
+                    if rows.get(key) != told.get(key):
+                        self.found("events = store", f"{table} {key} of {session_id}")

@@ -1,0 +1,81 @@
+"""The faults: the acts of a script that go wrong on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from understudy.errors import ActorCrashed
+from understudy.testing.process import FAILURES
+from understudy.testing.stage import LEASE_S
+
+if TYPE_CHECKING:
+    from understudy.testing.script import Act
+    from understudy.testing.stage import Stage
+    from understudy.testing.workload import Workload
+
+
+class Faults:
+    """One method for each verb."""
+
+    def __init__(self, stage: Stage, workload: Workload) -> None:
+        self._stage = stage
+        self._workload = workload
+
+    def crash(self, act: Act) -> None:
+        """Once; or again as soon as it is back, until it is given up."""
+        process, session = self._workload.session(act)
+        times = 5 if act.b % 4 == 0 else 1
+
+        async def crash() -> None:
+            for _ in range(times):
+                with contextlib.suppress(ActorCrashed):
+                    await session._crash()  # noqa: SLF001 - made for this
+
+        self._stage.spawn(process, crash())
+
+    def kill(self, act: Act) -> None:
+        process = self._stage.at_work(act.a)
+        self._stage.note(f"  kill {process.name}")
+        process.kill()
+
+    def kill_at(self, act: Act) -> None:
+        point = ("begin", "commit", "committed")[act.b % 3]
+        self._stage.at_work(act.a).plan.kill_at = (point, 1 + act.b % 4)
+
+    def close(self, act: Act) -> None:
+        process = self._stage.at_work(act.a)
+        self._stage.note(f"  close {process.name}")
+        process.plan.clear()
+        process.close()
+
+    def second(self, _: Act) -> None:
+        if len(self._stage.alive()) < 2:
+            self._stage.start()
+
+    def freeze(self, act: Act) -> None:
+        process = self._stage.at_work(act.a)
+        if process.life.frozen:
+            return
+        seconds = (1.0, 8.0, 2 * LEASE_S, 4 * LEASE_S)[act.b % 4]
+        self._stage.freeze(process, seconds)
+        self._stage.note(f"  freeze {process.name} for {seconds} s")
+        if len(self._stage.alive()) < 2 and act.b % 3:
+            self._stage.start()
+
+    def fail(self, act: Act) -> None:
+        kind = tuple(FAILURES)[act.a % len(FAILURES)]
+        point = ("begin", "commit")[act.b % 2]
+        self._stage.at_work(act.b).plan.failures += [(point, kind)] * (1 + act.b % 5)
+
+    def hang(self, act: Act) -> None:
+        self._stage.at_work(act.a).plan.hang_s.append((2.0, 9.0, 20.0)[act.b % 3])
+
+    def deliver(self, act: Act) -> None:
+        fate = ("lost", "late", "twice", "twice")[act.a % 4]
+        times = 1 + act.a // 4 % 4
+        self._stage.at_work(act.a).plan.deliveries += ["well"] * (act.b % 4) + [fate] * times
+
+    def jump(self, act: Act) -> None:
+        self._stage.steady = False
+        self._stage.scheduler.clock.jump_wall((-7200.0, -3.0, 5.0, 86_400.0)[act.a % 4])

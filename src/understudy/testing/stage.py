@@ -1,0 +1,287 @@
+"""The stage: the processes of a simulation, those who call into them, and everybody who watches."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from understudy.actors.core.state import CompactionRules, Limits
+from understudy.actors.models.protocol import ModelRequest
+from understudy.actors.supervisor import RestartPolicy
+from understudy.actors.tools.context import ToolContext
+from understudy.errors import UnderstudyError
+from understudy.store.events import Event
+from understudy.store.journal import Retention
+from understudy.testing.cast import Effects, model, output_of
+from understudy.testing.claims import Claims
+from understudy.testing.hooks import MemoryHooks
+from understudy.testing.listeners import Listeners
+from understudy.testing.process import Process
+from understudy.testing.requests import problem_of
+from understudy.testing.rules import STEPS
+from understudy.testing.scheduler import Scheduler
+from understudy.testing.tracking import Tracking
+from understudy.testing.watch import Watch
+
+LEASE_S: Final = 15.0
+PASSIVATE_S: Final = 8.0
+QUARANTINE_AFTER: Final = 4
+BACKOFF_S: Final = 0.05
+_STARTS: Final = 20
+
+
+class Settings:
+    """What a seed decides about its runtimes, once."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.hooks = chance.random() < 0.25
+        self.resume = chance.random() < 0.3
+        self.turn_s = 120.0 if chance.random() < 0.3 else None
+        self.keep = chance.choice((200, 400)) if chance.random() < 0.3 else None
+
+
+class Stage:
+    """Where a script is played.
+
+    Attributes:
+        steady: no clock was set, so what leases say is what they mean.
+        talking: callers who wait for an answer.
+    """
+
+    def __init__(self, seed: int | str, scheduler: Scheduler, path: Path) -> None:
+        self.seed = seed
+        self.scheduler = scheduler
+        self.path = path
+        self.settings = Settings(scheduler.chance)
+        self.watch = Watch(
+            path,
+            now_s=scheduler.clock.monotonic_s,
+            claims=Claims(self._is_steady),
+            keep=self.settings.keep,
+            quarantine_after=QUARANTINE_AFTER,
+            backoff_s=BACKOFF_S,
+        )
+        self.unreverting = self.watch.unreverting = Counter()
+        self.processes: list[Process] = []
+        self.effects = Effects(self._tool_started)
+        self.hooks = MemoryHooks(self)
+        self.listeners = Listeners(self)
+        self.tracking = Tracking(self)
+        self.steady = True
+        self.talking = 0
+        self.seen: Counter[str] = Counter()
+        self._started = 0
+        self._thaws: list[tuple[float, Process]] = []
+
+    # --- saying ----------------------------------------------------------------------------------
+
+    @property
+    def now_s(self) -> float:
+        return self.scheduler.clock.monotonic_s()
+
+    def note(self, line: str) -> None:
+        self.scheduler.trace.note(line)
+
+    def found(self, guarantee: str, what: str) -> None:
+        self.note(f"FOUND {guarantee}: {what}")
+        self.watch.found(guarantee, what)
+
+    # --- processes -------------------------------------------------------------------------------
+
+    def alive(self) -> list[Process]:
+        return [process for process in self.processes if process.alive]
+
+    def at_work(self, a: int) -> Process:
+        """A process that is alive and not frozen, started if need be."""
+        if not self.alive():
+            self.start()
+        working = [process for process in self.alive() if not process.life.frozen]
+        if not working:
+            working = self.alive()
+        return working[a % len(working)]
+
+    def running(self) -> Process | None:
+        """Whose code this is."""
+        for process in self.processes:
+            if process.life is self.scheduler.running:
+                return process
+        return None
+
+    def start(self) -> None:
+        """Start a process; what fails to start at first starts in the end."""
+        for _ in range(_STARTS):
+            self._started += 1
+            process = self._process(f"p{self._started}")
+            self.note(f"start {process.name}")
+            self.processes.append(process)
+            self.listeners.expect(process)
+            try:
+                process.run(process.runtime.start)
+            except UnderstudyError as error:
+                self.note(f"  {process.name} did not start: {type(error).__name__}")
+                process.kill()
+            if process.alive:
+                self.listeners.follow(process)
+                self.tracking.started(process)
+                return
+        self.found("a runtime starts", f"{_STARTS} attempts failed")
+
+    def _process(self, name: str) -> Process:
+        settings = self.settings
+        keep = settings.keep
+        process = Process(
+            self.scheduler,
+            name,
+            self.path,
+            committed=self._committed,
+            model=model(self.seed, self._check_request),
+            tools=self.effects.tools,
+            permissions={"guarded": "ask"},
+            hooks=self.hooks.functions() if settings.hooks else None,
+            hook_s=10.0,
+            on_restart="resume" if settings.resume else "interrupt",
+            limits=Limits(
+                steps=STEPS,
+                model_attempts=3,
+                retry_s=30.0,
+                stream_idle_s=10.0,
+                tool_s=15.0,
+                turn_s=settings.turn_s,
+                queue=8,
+            ),
+            compaction=CompactionRules(reserve=200, tail=200),
+            restart=RestartPolicy(
+                intensity=3,
+                period_s=30.0,
+                quarantine_after=QUARANTINE_AFTER,
+                backoff_s=BACKOFF_S,
+            ),
+            retention=None if keep is None else Retention(age_s=1e9, events=keep),
+            lease_s=LEASE_S,
+            passivate_after_s=PASSIVATE_S,
+            handler_limit_s=5.0,
+            command_timeout_s=90.0,
+            seed=self.scheduler.chance.getrandbits(64),
+        )
+        process.life.on_escape = self._escaped
+        process.engine.publisher.observe(lambda event: self._published(process, event))
+        return process
+
+    def freeze(self, process: Process, seconds: float) -> None:
+        process.life.freeze()
+        self._thaws.append((self.now_s + seconds, process))
+
+    def thaw_due(self) -> None:
+        for thaw in list(self._thaws):
+            if thaw[0] <= self.now_s or not thaw[1].alive:
+                self._thaws.remove(thaw)
+                thaw[1].life.frozen = False
+                self.note(f"thaw {thaw[1].name}")
+
+    def thaw_all(self) -> None:
+        self._thaws.clear()
+        for process in self.alive():
+            process.life.frozen = False
+
+    # --- callers ---------------------------------------------------------------------------------
+
+    def spawn(
+        self, process: Process, work: Coroutine[Any, Any, None], *, counted: bool = True
+    ) -> None:
+        """A caller in a process: what it is told must be typed, true, and come at all."""
+        self.talking += counted
+
+        async def talk() -> None:
+            try:
+                await work
+            except UnderstudyError as error:
+                if process.alive:
+                    self.note(f"  {process.name} says {type(error).__name__}")
+            except Exception as error:  # noqa: BLE001 - that is the finding
+                if process.alive:
+                    self.found("errors are typed", f"{type(error).__name__}: {error}")
+
+        def over(_: object) -> None:
+            work.close()  # it may have been killed before its first step
+            self.talking -= counted
+
+        process.client.create_task(talk()).add_done_callback(over)
+
+    # --- what is watched -------------------------------------------------------------------------
+
+    def _escaped(self, error: Exception) -> None:
+        self.found("nothing escapes", f"{type(error).__name__}: {error}")
+
+    def _committed(self, process: Process) -> None:
+        for line in self.watch.committed(process.engine.id):
+            self.note(line)
+
+    def _published(self, process: Process, event: Event) -> None:
+        if event.cursor is None:
+            return
+        if event.cursor > self.watch.cursor:
+            self.found("published means committed", f"{event.type}, cursor {event.cursor}")
+        if event.type == "session.deleted":
+            self.tracking.forget(event.session_id)
+        last, process.published = process.published, event.cursor
+        if last is not None and event.cursor != last + 1 and self.settings.keep is None:
+            self.found("published once, in order", f"{event.cursor} follows {last}")
+
+    def _is_steady(self, runtime_id: str) -> bool:
+        """Alive, never frozen, its lease in time, and no clock was ever set."""
+        return (
+            self.steady
+            and any(p.engine.id == runtime_id and not p.life.was_frozen for p in self.alive())
+            and self.watch.leases().get(runtime_id, 0) > self.scheduler.clock.wall_ms()
+        )
+
+    def check_outputs(self) -> None:
+        """What tools gave is what was kept of it."""
+        for story in self.watch.stories.values():
+            for part in story.tables["part"].values():
+                if part["type"] == "tool" and part["state"]["status"] == "completed":
+                    output = output_of(part["tool"], part["state"]["input"].get("text", ""))
+                    if output is not None and output != part["state"]["output"]:
+                        self.found("results are kept whole", f"{part['id']} of {story.id}")
+
+    def owns(self, session_id: str) -> bool:
+        """Whether the process that runs now holds the session's claim."""
+        process = self.running()
+        return process is not None and process.engine.id == self.watch.owner(session_id)
+
+    def _check_request(self, request: ModelRequest) -> None:
+        self.seen[f"request: {request.purpose}"] += 1
+        story = self.watch.stories.get(request.session_id)
+        mine = story is not None and self.owns(request.session_id)
+        problem = problem_of(request, story if mine else None)
+        if problem is not None:
+            self.found("a model is asked what was said", f"{request.session_id}: {problem}")
+
+    def _tool_started(self, context: ToolContext, permission: str | None = None) -> None:
+        """Its start is committed, its end is not, and whoever had to allow it did.
+
+        A process that froze may find that others ended its calls meanwhile; that is not asked.
+        """
+        if not self.owns(context.session_id):
+            return
+        states = self.watch.tool_states(context.session_id, context.message_id)
+        state = states.get(context.call_id, "running")
+        if state != "running":
+            self.found("a tool's start is committed first", f"{context.call_id} is {state}")
+        story = self.watch.stories.get(context.session_id)
+        if permission is None or story is None:
+            return
+        always = any(
+            rule["permission"] == permission and rule["action"] == "allow"
+            for rule in story.record.get("permission", ())
+        )
+        asked = [
+            ask.get("replied")
+            for ask in story.tables["ask"].values()
+            if (ask.get("messageID"), ask.get("callID")) == (context.message_id, context.call_id)
+        ]
+        if not always and not {"once", "always"} & set(asked):
+            self.found("nothing runs without leave", f"{context.call_id}: {asked}")
