@@ -24,12 +24,11 @@ from understudy.store.records import Ask, Question, ToolPart
 if TYPE_CHECKING:
     from understudy.actors.core.effects import RunTool
     from understudy.actors.executor import Executor
-    from understudy.actors.tools.tool import Tool
+    from understudy.actors.tools.tool import Tool, ToolResult
 
 logger = logging.getLogger("understudy.tools")
 
 PROGRESS_EVERY_S: Final = 0.1
-_UNPROVED: Final = object()  # the process may have been replaced while it was frozen
 
 
 class CallTime:
@@ -252,15 +251,11 @@ class CallRun:
         if tool is None:
             return self._failed(f"There is no tool called {self._part.tool}")
         try:
-            given = tool.parse(msgspec.json.encode(self._part.state.input).decode())
-            value = await self._value(tool, given)
-            if isinstance(value, BaseException):
-                return self._raised(value)
-            result = tool.render(value)
+            result = await self._result(tool)
         except TimeoutError as error:
             return self._failed(str(error), interrupted=True)
-        except Exception as error:  # noqa: BLE001 - the tool's, from checking or rendering
-            return self._raised(error)
+        if isinstance(result, BaseException):
+            return self._raised(result)
         return ToolFinished(
             part_id=self._part.id,
             output=result.output,
@@ -268,16 +263,17 @@ class CallRun:
             metadata=result.metadata,
         )
 
-    async def _value(self, tool: Tool, given: dict[str, Any]) -> Any:
-        """What the tool returned or raised. Raises ``TimeoutError`` past its time."""
+    async def _result(self, tool: Tool) -> ToolResult | BaseException:
+        """What the tool gave or raised. Raises ``TimeoutError`` past its time."""
+        arguments = msgspec.json.encode(self._part.state.input).decode()
         limit_s = tool.timeout_s or self._executor.rules.limits.tool_s
         try:
             async with asyncio.timeout(limit_s) as limit:
                 self.context.time = CallTime(limit)
                 run = self._run_async if tool.is_async else self._run_sync
-                while (value := await run(tool, given)) is _UNPROVED:
+                while (result := await run(tool, arguments)) is None:
                     self._term = await self._executor.prove(self._part.session_id)
-                return value
+                return result
         except TimeoutError:
             self.context.cancel("timeout")
             raise TimeoutError(f"Tool execution timed out after {limit_s:g} s") from None
@@ -290,10 +286,13 @@ class CallRun:
             logger.info("Tool %s raised %s", self._part.tool, type(error).__name__)
         return self._failed(words_of(error))
 
-    async def _run_sync(self, tool: Tool, given: dict[str, Any]) -> Any:
-        """The tool's value or what it raised. Given up on when this is cancelled."""
+    async def _run_sync(self, tool: Tool, arguments: str) -> ToolResult | BaseException | None:
+        """The tool's result or what it raised. Given up on when this is cancelled.
+
+        None: the process may have been replaced while it was frozen, so the tool was not called.
+        """
         loop = asyncio.get_running_loop()
-        finished: asyncio.Future[Any] = loop.create_future()
+        finished: asyncio.Future[ToolResult | BaseException | None] = loop.create_future()
         thread_id: list[int] = []
 
         def job() -> None:
@@ -301,8 +300,8 @@ class CallRun:
             if self._is_over():
                 return
             proved = self._executor.lasts(self._term)
-            value = _outcome_of(tool, given, self.context) if proved else _UNPROVED
-            _tell(loop, finished, value)
+            result = _called(tool, arguments, self.context) if proved else None
+            _tell(loop, finished, result)
 
         inherited = contextvars.copy_context()
         self._executor.workers.submit(lambda: inherited.run(job))
@@ -317,10 +316,10 @@ class CallRun:
         """Whether the call was given up on before it began: its session may have been told so."""
         return self.context.cancelled or self._executor.is_cancelling(self._part.session_id)
 
-    async def _run_async(self, tool: Tool, given: dict[str, Any]) -> Any:
+    async def _run_async(self, tool: Tool, arguments: str) -> ToolResult | BaseException | None:
         """Like ``_run_sync`` on the tools' own loop: one that blocks it cannot stop a stream."""
         loop = asyncio.get_running_loop()
-        finished: asyncio.Future[Any] = loop.create_future()
+        finished: asyncio.Future[ToolResult | BaseException | None] = loop.create_future()
         task: list[asyncio.Task[None]] = []
         tools_loop = self._executor.tools_loop()
 
@@ -328,8 +327,8 @@ class CallRun:
             if self._is_over():
                 return
             proved = self._executor.lasts(self._term)
-            value = await _outcome_of_async(tool, given, self.context) if proved else _UNPROVED
-            _tell(loop, finished, value)
+            result = await _awaited(tool, arguments, self.context) if proved else None
+            _tell(loop, finished, result)
 
         inherited = contextvars.copy_context()
 
@@ -345,17 +344,17 @@ class CallRun:
             raise
 
 
-def _outcome_of(tool: Tool, given: dict[str, Any], context: CallContext) -> Any:
+def _called(tool: Tool, arguments: str, context: CallContext) -> ToolResult | BaseException:
+    """Checking and rendering are the tool's code as much as its function is."""
     try:
-        return tool.invoke(given, context)
+        return tool.render(tool.invoke(tool.parse(arguments), context))
     except BaseException as error:  # noqa: BLE001 - a tool may raise anything, also to stop us
         return error
 
 
-async def _outcome_of_async(tool: Tool, given: dict[str, Any], context: CallContext) -> Any:
+async def _awaited(tool: Tool, arguments: str, context: CallContext) -> ToolResult | BaseException:
     try:
-        value: Awaitable[Any] = tool.invoke(given, context)
-        return await value
+        return tool.render(await tool.invoke(tool.parse(arguments), context))
     except BaseException as error:  # noqa: BLE001 - a tool may raise anything, also to stop us
         return error
 

@@ -21,8 +21,9 @@ from understudy.actors.models.protocol import (
     UserText,
     UserTurn,
 )
+from understudy.actors.pending import Pending
 from understudy.actors.streams import Answer, Broken, ModelStream, failure_of
-from understudy.actors.tools.tool import storable, words_of
+from understudy.actors.tools.tool import Tool, storable, words_of
 from understudy.errors import (
     InvalidInput,
     MessageNotFound,
@@ -66,7 +67,7 @@ class StepRun:
                 message_id=self._effect.message_id,
             )
             answer = await stream.call(request)
-            report = self._finished(stream, request, answer)
+            report = await self._finished(stream, request, answer)
         except (Broken, ModelError, StoreError, InvalidInput, *_GONE) as error:
             self._report(self._failed(stream, error))
         except Exception as error:
@@ -135,19 +136,31 @@ class StepRun:
             tool.spec() for name, tool in self._executor.tools.items() if wanted.get(name, every)
         )
 
-    def _finished(self, stream: ModelStream, request: ModelRequest, answer: Answer) -> StepFinished:
+    async def _finished(
+        self, stream: ModelStream, request: ModelRequest, answer: Answer
+    ) -> StepFinished:
+        calls = await self._checked(answer.calls)
         parts = stream.parts(ended=True)
         usage = answer.usage
         return StepFinished(
             message_id=self._effect.message_id,
             parts=tuple(parts),
-            calls=tuple(self._drafts(answer.calls)),
+            calls=calls,
             finish=answer.finish,
             tokens=usage.tokens if usage is not None else _estimate(request, parts, answer.calls),
             cost=usage.cost if usage is not None else 0.0,
         )
 
-    def _drafts(self, calls: Sequence[ToolCall]) -> list[CallDraft]:
+    async def _checked(self, calls: Sequence[ToolCall]) -> tuple[CallDraft, ...]:
+        """Check calls; where the app's own code has a say in that, on a worker."""
+        tools = (self._executor.tools.get(call.tool) for call in calls)
+        if all(tool is None or (type(tool) is Tool and tool.is_plain) for tool in tools):
+            return self._drafts(calls)
+        drafts: Pending[tuple[CallDraft, ...]] = Pending()
+        self._executor.workers.submit(lambda: drafts.settle(lambda: self._drafts(calls)))
+        return await drafts.wait()
+
+    def _drafts(self, calls: Sequence[ToolCall]) -> tuple[CallDraft, ...]:
         drafts = []
         seen: set[str] = set()
         for call in calls:
@@ -156,7 +169,7 @@ class StepRun:
                 call_id += "_"
             seen.add(call_id)
             drafts.append(self._draft(call, call_id))
-        return drafts
+        return tuple(drafts)
 
     def _draft(self, call: ToolCall, call_id: str) -> CallDraft:
         """Check a call; what cannot run is told to the model as the call's error."""

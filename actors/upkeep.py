@@ -115,7 +115,7 @@ class Upkeep:
     def _foreign_events(self) -> None:
         """Events that other processes committed."""
         if len(self._engine.store.read.runtimes()) > 1:
-            self._engine.publisher.poll()
+            self._engine.store.between_commits(self._engine.publisher.poll)
 
     def _orphans(self) -> None:
         """Sessions of runtimes that died while this one lives, and what could not be recovered."""

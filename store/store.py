@@ -145,6 +145,15 @@ class Store:
         """Run other work inside the next transaction; it fails alone. ``clean``: see ``Job``."""
         self._submit(Job(done, work=work, clean=clean))
 
+    def between_commits(self, callback: Callable[[], None]) -> None:
+        """Call back in the writer's lane: never between a commit and the news of it."""
+
+        def done(_: None, _events: list[Event], error: BaseException | None) -> None:
+            if error is None:
+                callback()
+
+        self._submit(Job(done))
+
     def run(self, work: Callable[[Transaction], T], *, timeout_s: float = 30.0) -> T:
         """``submit`` and wait. Not for the writer's own thread."""
         finished = threading.Lock()

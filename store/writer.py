@@ -43,7 +43,8 @@ class Job:
 
     ``change`` is the fast path; ``work`` is any other write, run inside a savepoint. ``clean``
     work needs none: it refuses before it has written anything, and reads no rows that a change
-    may have collected. ``applied()`` is called when it is committed and before anybody hears of it.
+    may have collected. With neither, there is nothing to write. ``applied()`` is called when it is
+    committed and before anybody hears of it.
     """
 
     __slots__ = ("applied", "change", "clean", "done", "events", "result", "work")
@@ -69,7 +70,8 @@ class Job:
         if self.change is not None:
             self.events = tx.add(self.change)
             return
-        assert self.work is not None, "a job has a change or work"
+        if self.work is None:
+            return
         if self.clean:
             self.result, self.events = self.work(tx)
             return
@@ -151,6 +153,8 @@ class Writer:
     def _attempt(self, jobs: Sequence[Job]) -> list[tuple[Job, Exception | None]]:
         """One transaction over all jobs; refused ones are left out."""
         outcome: list[tuple[Job, Exception | None]] = []
+        if all(job.change is None and job.work is None for job in jobs):
+            return [(job, None) for job in jobs]
         self._fire("begin")
         for attempt in _busy_policy():
             with attempt:

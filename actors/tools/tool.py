@@ -153,6 +153,11 @@ class Tool:
             raise self._refusal(str(error).replace("`$.", "`")) from error
         return {key: getattr(converted, key) for key in given}
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether checking a call runs none of the app's own code."""
+        return self._patterns is None and self._always is None
+
     def patterns(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """What a permission request for this input is about: paths, commands, or ``*``.
 

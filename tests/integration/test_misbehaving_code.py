@@ -10,7 +10,7 @@ import time
 import pytest
 
 from understudy import Limits, RestartPolicy, Runtime, ScriptedModel, errors, signals, tool
-from understudy.actors.models.protocol import Finish, ReasoningDelta, TextDelta, ToolCall
+from understudy.actors.models.protocol import Finish, ReasoningDelta, TextDelta, ToolCall, UserTurn
 from understudy.actors.models.scripted import Call, Gate, Say, Wait
 
 
@@ -380,3 +380,30 @@ def test_after_a_sleep_of_the_machine_nobody_takes_a_session_from_who_slept_too(
     two.engine.store.run(lambda tx: None)
     Slept.nap_s += 14.0
     assert two.session(session.id).prompt("taken over").result(timeout_s=10).text == "taken over"
+
+
+def test_a_tool_that_is_slow_to_say_what_it_asks_for_holds_up_no_other_session(opened):
+    asked, release = threading.Event(), threading.Event()
+
+    def patterns(given):
+        asked.set()
+        release.wait(15)
+        return [given["word"]]
+
+    @tool(permission="speak", patterns=patterns)
+    def speak(word: str) -> str:
+        """Speak."""
+        return word
+
+    def play(request):
+        last = request.turns[-1]
+        if not isinstance(last, UserTurn):
+            return Say("done")
+        return Call("speak", {"word": "x"}) if last.content[0].text == "speak" else Say("hello")
+
+    runtime = opened(ScriptedModel(play), tools=[speak], permissions={"speak": "allow"})
+    slow = runtime.create_session().prompt("speak")
+    assert asked.wait(15)
+    assert runtime.create_session().prompt("hi").result(timeout_s=10).text == "hello"
+    release.set()
+    assert slow.result(timeout_s=15).text == "done"

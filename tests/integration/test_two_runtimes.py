@@ -254,3 +254,26 @@ def test_a_call_that_was_queued_starts_late_when_nobody_took_the_session(opened,
     thaw()
     assert turn.result(timeout_s=15).text == "Done."
     assert effects == ["struck"]
+
+
+def test_a_look_for_news_never_overtakes_the_news_of_a_commit_of_ones_own(opened):
+    one, _two = opened(), opened()
+    session = one.create_session()
+    committed, go_on = threading.Event(), threading.Event()
+
+    def hold(point):
+        if point == "committed":
+            committed.set()
+            go_on.wait(15)
+
+    one.engine.store._writer._fault = hold
+    answers = []
+    caller = threading.Thread(target=lambda: answers.append(session.prompt("x").result()))
+    caller.start()
+    assert committed.wait(15)
+    before = one.engine.publisher.cursor
+    one.engine.upkeep._foreign_events()
+    assert one.engine.publisher.cursor == before
+    go_on.set()
+    caller.join(15)
+    assert answers[0].text == "x"
