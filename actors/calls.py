@@ -180,7 +180,9 @@ class CallContext(CancellableCall):
         if (time := self.time) is not None:
             self._executor.call_later(0, lambda: time.asking(1))
             answer.then(lambda _: self._executor.call_later(0, lambda: time.asking(-1)))
-        self._executor.send(self.session_id, OpenAsk(part_id=self.part_id, ask=ask))
+        opened: Pending[Any] = Pending()
+        opened.then(lambda done: None if done.error is None else answer.fail(done.error))
+        self._executor.send(self.session_id, OpenAsk(part_id=self.part_id, ask=ask), opened)
         return answer
 
     def _granted(self, ask: Ask) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,6 +52,7 @@ class Listener:
             self._texts = LiveText(joins=after is not None, row=stage.watch.text_of_part)
         self._caught_up_at: int | None = None
         self._since_join = 0
+        self.follows: Callable[[], bool] = lambda: True
         self.deleted = False
 
     def wanted(self, told: Told) -> bool:
@@ -95,7 +97,7 @@ class Listener:
         self.cursor = cursor
         self._since_join += 1
         published = self._process.engine.publisher.cursor
-        self._caught_up_at = cursor if published == cursor else None
+        self._caught_up_at = cursor if published == cursor and self.follows() else None
         self.deleted = self._session_id is not None and event.type == "session.deleted"
 
     def _check_overflow(self, cursor: int) -> None:
@@ -211,6 +213,8 @@ class Listeners:
         subscription = process.runtime.events(
             after=after, session_id=only, types=types, buffer=buffer or 10_000
         )
+        # What it read of the journal beforehand needs no buffer.
+        listener.follows = lambda: not (subscription._behind or subscription._replay)  # noqa: SLF001
         if buffer is None:
             self._all.append((process, listener))
         self._stage.spawn(process, self._listen(subscription, listener, pause_s), counted=False)

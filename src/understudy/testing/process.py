@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from understudy.actors.core.commands import Command
+from understudy.actors.core.commands import Command, OpenAsk
 from understudy.actors.pending import Pending
 from understudy.actors.runtime import Runtime
 from understudy.store.changes import Change
@@ -136,9 +136,9 @@ class Process:
     ) -> None:
         """Deliver what an executor reports: as it should be, late, twice or never."""
         fate = self.plan.deliveries.pop(0) if self.plan.deliveries else "well"
-        if fate == "lost":
+        if fate == "lost" and type(command) is not OpenAsk:  # its tool waits: it was not lost
             return
-        if fate == "late":
+        if fate in ("late", "lost"):
             self._courier.add_later(0.7, lambda: self._deliver(session_id, command, done))
             return
         self._deliver(session_id, command, done)
