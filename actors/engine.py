@@ -22,8 +22,9 @@ from understudy.actors.core.commands import Abort, Command, Reason, Reply
 from understudy.actors.core.forking import fork_facts
 from understudy.actors.core.state import Moment, Rules, State
 from understudy.actors.executor import Executor
-from understudy.actors.handles import TranscriptMessage, in_event_loop
-from understudy.actors.hooks import HookCall, Hooks
+from understudy.actors.handles import in_event_loop
+from understudy.actors.hooks import Hooks
+from understudy.actors.messages import Delete, Prove
 from understudy.actors.orphans import Orphans
 from understudy.actors.outcomes import OUTCOMES, Outcomes
 from understudy.actors.pending import Pending, settled
@@ -33,7 +34,6 @@ from understudy.actors.publisher import Publisher
 from understudy.actors.recovery_report import RecoveryReport, report_of
 from understudy.actors.registry import Registry
 from understudy.actors.session import Session
-from understudy.actors.session_actor import Delete, Prove
 from understudy.actors.supervisor import Died, RestartPolicy, Supervisor, quarantine_error
 from understudy.actors.tools.tool import Tool
 from understudy.actors.tracker import SessionTracker
@@ -49,7 +49,6 @@ from understudy.store.claims import Claimed
 from understudy.store.events import (
     AnyFact,
     Event,
-    EventData,
     PromptSettled,
     SessionCreated,
     SessionDeleted,
@@ -281,7 +280,7 @@ class Engine:
                 return
             self.registry.born(info.id, State(info=info, seq=claimed.seq), claimed.epoch)
             pending.set(info)
-            self._fire("session_start", info)
+            self.hooks.later("session_start", info)
 
         self.store.create(info, facts, done)
 
@@ -515,39 +514,10 @@ class Engine:
         handle._arrive(record)
         return handle
 
-    def _fire(
-        self,
-        hook: str,
-        info: SessionRecord,
-        *,
-        message_id: str | None = None,
-        outcome: str | None = None,
-    ) -> None:
-        """Run a hook that nobody waits for, off this thread."""
-        if self.hooks.wanted(hook) and not info.internal:
-            call = HookCall(
-                hook=hook, session=self.handle_of(info), message_id=message_id, outcome=outcome
-            )
-            self.hooks.workers.submit(lambda: self._fire_now(call))
-
-    def _fire_now(self, call: HookCall) -> None:
-        if call.message_id is not None:
-            prompt, _ = self.store.read.prompt(call.session.id, call.message_id)
-            if prompt is not None and prompt.reply_id is not None:
-                pair = self.store.read.message(call.session.id, prompt.reply_id)
-                text = TranscriptMessage(*pair).text if pair is not None else ""
-                call = msgspec.structs.replace(call, text=text)
-        self.hooks.fire(call, internal=False)
-
     def _after_turn(self, event: Event) -> None:
         actor = self.registry.actor(event.session_id)
         if actor is not None and actor.state is not None:
-            self._fire_after_turn(actor.state.info, event.data)
-
-    def _fire_after_turn(self, info: SessionRecord, fact: EventData) -> None:
-        if isinstance(fact, PromptSettled) and not fact.info.quiet:
-            settled = fact.info
-            self._fire("after_turn", info, message_id=settled.message_id, outcome=settled.outcome)
+            self.hooks.after_turn(actor.state.info, event.data)
 
     def _forget_deleted(self, event: Event) -> None:
         """Drop what is kept of a deleted session, whichever process deleted it."""
@@ -604,7 +574,7 @@ class Engine:
             )
             # A prompt accepted in the same transaction is waited for since after its events.
             self.outcomes.tell_deleted(session_id)
-            self._fire("session_end", info)
+            self.hooks.later("session_end", info)
 
     def _forget_tracked(self, infos: Sequence[SessionRecord]) -> None:
         """Drop claims and bypasses, off the writer's thread; the delete's answer waits for it.
@@ -639,7 +609,7 @@ class Engine:
         self.session_recovered(info.id, "restart", facts)
         for fact in facts:
             if type(fact) is PromptSettled:
-                self._fire_after_turn(info, fact)
+                self.hooks.after_turn(info, fact)
 
     def _call_hook(self, report: RecoveryReport) -> None:
         assert self.config.recovery_hook is not None, "only called with a hook"

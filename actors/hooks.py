@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
+from understudy.actors.handles import TranscriptMessage
 from understudy.actors.pending import Pending
 from understudy.errors import InvalidInput
+from understudy.store.events import EventData, PromptSettled
 
 if TYPE_CHECKING:
     from understudy.actors.engine import Engine
     from understudy.actors.session import Session
+    from understudy.store.records import Session as SessionRecord
 
 logger = logging.getLogger("understudy.hooks")
 
@@ -112,6 +115,38 @@ class Hooks:
         if hook not in self._hooks or internal:
             return False
         return self._engine.tracker.gate(hook, session_id).action == "run"
+
+    def later(
+        self,
+        hook: str,
+        info: SessionRecord,
+        *,
+        message_id: str | None = None,
+        outcome: str | None = None,
+    ) -> None:
+        """Run a hook that nobody waits for, off this thread."""
+        if self.wanted(hook) and not info.internal:
+            call = HookCall(
+                hook=hook,
+                session=self._engine.handle_of(info),
+                message_id=message_id,
+                outcome=outcome,
+            )
+            self.workers.submit(lambda: self._fire_with_answer(call))
+
+    def _fire_with_answer(self, call: HookCall) -> None:
+        if call.message_id is not None:
+            prompt, _ = self._engine.store.read.prompt(call.session.id, call.message_id)
+            if prompt is not None and prompt.reply_id is not None:
+                pair = self._engine.store.read.message(call.session.id, prompt.reply_id)
+                text = TranscriptMessage(*pair).text if pair is not None else ""
+                call = msgspec.structs.replace(call, text=text)
+        self.fire(call, internal=False)
+
+    def after_turn(self, info: SessionRecord, fact: EventData) -> None:
+        if isinstance(fact, PromptSettled) and not fact.info.quiet:
+            settled = fact.info
+            self.later("after_turn", info, message_id=settled.message_id, outcome=settled.outcome)
 
     def fire(self, call: HookCall, *, internal: bool) -> None:
         """Run a hook that nobody waits for, as ``let_go`` does in the end."""

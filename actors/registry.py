@@ -14,16 +14,10 @@ from pykka._envelope import Envelope
 
 from understudy.actors.core.commands import Reason
 from understudy.actors.core.state import State
+from understudy.actors.messages import Activate, Delete, Request, Wake
 from understudy.actors.pending import Pending
 from understudy.actors.pool import Dispatcher, Mailbox
-from understudy.actors.session_actor import (
-    Activate,
-    Delete,
-    Request,
-    SessionActor,
-    Surroundings,
-    Wake,
-)
+from understudy.actors.session_actor import SessionActor, Surroundings
 from understudy.actors.supervisor import quarantine_error
 from understudy.errors import RuntimeClosed, UnderstudyError
 

@@ -20,8 +20,8 @@ from understudy.actors.core.commands import (
 )
 from understudy.actors.handles import Done, Handle, Records, Snapshot, TranscriptMessage
 from understudy.actors.hooks import inside_hook
+from understudy.actors.messages import Crash
 from understudy.actors.pending import Pending
-from understudy.actors.session_actor import Crash
 from understudy.actors.turn import Compaction, Turn
 from understudy.errors import InvalidInput
 from understudy.store.ids import check_id

@@ -14,13 +14,23 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from understudy.actors.core import commands
+from understudy.actors.batch import Batch
 from understudy.actors.core.commands import Command, Reason, Recover
 from understudy.actors.core.context import boundary
 from understudy.actors.core.decide import decide
 from understudy.actors.core.draft import Decision
-from understudy.actors.core.effects import Effect
 from understudy.actors.core.state import Moment, State
+from understudy.actors.enrichment import enriched
+from understudy.actors.messages import (
+    Activate,
+    Activated,
+    Crash,
+    Delete,
+    InjectedCrash,
+    Prove,
+    Request,
+    Wake,
+)
 from understudy.actors.orphans import loaded_of
 from understudy.actors.pending import Pending
 from understudy.actors.pool import Mailbox, PooledActor
@@ -35,9 +45,8 @@ from understudy.errors import (
     described,
 )
 from understudy.store.changes import Change
-from understudy.store.claims import Claimed, RestartRecord
-from understudy.store.events import AnyFact, Event, PromptAccepted, PromptSettled, deleted_by
-from understudy.store.records import BUSY, Prompt, Session
+from understudy.store.events import AnyFact, Event, PromptSettled, deleted_by
+from understudy.store.records import BUSY, Session
 
 if TYPE_CHECKING:
     from understudy.actors.clock import Clock
@@ -50,56 +59,6 @@ logger = logging.getLogger("understudy.actors")
 
 SET_ASIDE_AT: Final = 2  # crashes on the same prompt before it is set aside
 _RETRY_PAUSE_S: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
-
-
-class Request(msgspec.Struct, frozen=True):
-    """A command with whoever waits for its answer.
-
-    ``again`` says that an executor sent it: it must get through, so it is tried again when the
-    store cannot write.
-    """
-
-    command: Any
-    reply: Pending[Any] | None = None
-    again: bool = False
-
-
-class Activate(msgspec.Struct, frozen=True):
-    """Claim the session and make it whole."""
-
-    reason: Reason = "restart"
-    restarted: bool = False
-
-
-class Activated(msgspec.Struct, frozen=True):
-    """The claim was taken."""
-
-    claimed: Claimed
-    record: RestartRecord | None
-    reason: Reason
-    restarted: bool
-
-
-class Delete(msgspec.Struct, frozen=True):
-    """Delete the session and its descendants."""
-
-
-class Wake(msgspec.Struct, frozen=True):
-    """Be alive: answered once the session has recovered."""
-
-
-class Prove(msgspec.Struct, frozen=True):
-    """Prove that the claim holds; answered if so. An actor that lost it finds out, and ends."""
-
-
-class Crash(msgspec.Struct, frozen=True):
-    """Die at once, as if a handler had failed. For chaos and tests."""
-
-    reason: str = "crash on request"
-
-
-class InjectedCrash(Exception):
-    """What ``Crash`` raises."""
 
 
 class Surroundings(Protocol):
@@ -134,54 +93,6 @@ class Surroundings(Protocol):
         ...
 
 
-class _Batch:
-    """Decisions that will commit together, and the state they lead to."""
-
-    __slots__ = ("accepted", "effects", "facts", "replies", "requests", "state")
-
-    def __init__(self, state: State) -> None:
-        self.state = state
-        self.facts: list[AnyFact] = []
-        self.effects: list[Effect] = []
-        self.requests: list[Request] = []
-        self.replies: list[tuple[Pending[Any], Any, BaseException | None]] = []
-        self.accepted: set[str] = set()
-
-    def add(self, request: Request, decision: Decision) -> None:
-        self.state = decision.state
-        self.facts += decision.facts
-        self.effects += decision.effects
-        self.requests.append(request)
-        if request.reply is not None:
-            self.replies.append((request.reply, decision.reply, None))
-        for fact in decision.facts:
-            if type(fact) is PromptAccepted:
-                self.accepted.add(fact.info.message_id)
-            elif type(fact) is PromptSettled and fact.info.message_id in self.accepted:
-                self._settle(fact.info)
-
-    def _settle(self, prompt: Prompt) -> None:
-        """Accepted and over in one change: whoever prompted hears both at once."""
-        for n, (reply, value, error) in enumerate(self.replies):
-            if type(value) is Prompt and value.message_id == prompt.message_id:
-                self.replies[n] = (reply, prompt, error)
-
-    def prove(self, request: Request) -> None:
-        if request.reply is not None:
-            self.replies.append((request.reply, None, None))
-
-    def refuse(self, request: Request, error: UnderstudyError) -> None:
-        if request.reply is not None:
-            self.replies.append((request.reply, None, error))
-
-    def answer(self) -> None:
-        for reply, value, error in self.replies:
-            if error is None:
-                reply.set(value)
-            else:
-                reply.fail(error)
-
-
 class SessionActor(PooledActor):
     """The one live writer of a session's rows, for as long as its epoch is the highest."""
 
@@ -200,7 +111,7 @@ class SessionActor(PooledActor):
         self.epoch = epoch
         self._around = around
         self._mailbox = mailbox
-        self._batch: _Batch | None = None
+        self._batch: Batch | None = None
         self._current: Request | None = None
         self._crashes = 0
         self._store_failures = 0
@@ -258,21 +169,20 @@ class SessionActor(PooledActor):
             self._delete(request)
             return
         if type(command) is Prove:
-            self._batch = self._batch or _Batch(state)  # even an empty change is fenced
+            self._batch = self._batch or Batch(state)  # even an empty change is fenced
             self._batch.prove(request)
             return
         if type(command) is Wake:
             if request.reply is not None:
                 request.reply.set(None)
             return
-        if self._must_wait(command):
-            # It reads rows that the commit under way may still change.
+        if self._batch is not None and self._batch.holds_back(command):
             self._mailbox.pause()
             self._mailbox.put_back(request)
             return
-        batch = self._batch or _Batch(state)
+        batch = self._batch or Batch(state)
         try:
-            decision = self._decide(state, self._enriched(state, command))
+            decision = self._decide(state, enriched(self._around.store.read, state, command))
         except UnderstudyError as error:
             batch.refuse(request, error)
             if self._batch is None:
@@ -289,50 +199,9 @@ class SessionActor(PooledActor):
         moment = Moment(around.clock.wall_ms(), around.entropy())
         return decide(state, command, moment, around.rules)
 
-    # --- what a decision needs to know from rows ------------------------------------------------
-
-    def _must_wait(self, command: Any) -> bool:
-        if self._batch is None:
-            return False
-        reverted = (
-            self.state is not None and self._batch.state.info.revert != self.state.info.revert
-        )
-        if type(command) is commands.SubmitPrompt:
-            return reverted or command.message_id in self._batch.accepted
-        if type(command) is commands.RequestCompaction:
-            return reverted
-        return type(command) in (commands.RevertTo, commands.EditTranscript, commands.Reply)
-
-    def _enriched(self, state: State, command: Any) -> Command:
-        """Add what only rows know: whether an id was used, what a revert hides."""
-        read = self._around.store.read
-        replace = msgspec.structs.replace
-        changed: Any = command
-        if type(command) is commands.SubmitPrompt:
-            if command.message_id is not None:
-                known, taken = read.prompt(self.session_id, command.message_id)
-                changed = replace(command, known=known, foreign=taken and known is None)
-            if state.info.revert is not None:
-                hidden = read.positions(self.session_id, state.info.revert.message_id)
-                changed = replace(changed, reverted=hidden or ())
-        elif type(command) is commands.RequestCompaction:
-            if state.info.revert is not None:
-                hidden = read.positions(self.session_id, state.info.revert.message_id)
-                changed = replace(command, reverted=hidden or ())
-        elif type(command) is commands.RevertTo:
-            found = read.positions(self.session_id, command.message_id) is not None
-            changed = replace(command, found=found)
-        elif type(command) is commands.EditTranscript:
-            pair = read.message(self.session_id, command.message_id)
-            changed = replace(command, found=pair is not None, parts=pair[1] if pair else ())
-        elif type(command) is commands.Reply and command.ask_id not in state.asks:
-            changed = replace(command, known=read.ask(self.session_id, command.ask_id))
-        result: Command = changed
-        return result
-
     # --- committing ----------------------------------------------------------------------------
 
-    def _commit(self, batch: _Batch) -> None:
+    def _commit(self, batch: Batch) -> None:
         assert self.state is not None, "a session is loaded before it commits"
         self._mailbox.pause()
         change = Change(
@@ -362,7 +231,7 @@ class SessionActor(PooledActor):
                 batch.answer()  # it is durable
             self._crash(failure)
 
-    def _conclude(self, batch: _Batch, error: BaseException | None) -> None:
+    def _conclude(self, batch: Batch, error: BaseException | None) -> None:
         if error is None:
             self._store_failures = 0
             self._finish(batch)
@@ -376,7 +245,7 @@ class SessionActor(PooledActor):
             self._batch = batch  # its callers are told of the crash
             self._crash(error)
 
-    def _finish(self, batch: _Batch) -> None:
+    def _finish(self, batch: Batch) -> None:
         """What follows a commit: effects, then answers."""
         if batch.effects:
             self._around.executor.start(self.session_id, batch.effects)
@@ -389,7 +258,7 @@ class SessionActor(PooledActor):
             self._crashes = 0
             self._around.store.forgive(self.session_id)
 
-    def _not_stored(self, batch: _Batch, error: UnderstudyError) -> None:
+    def _not_stored(self, batch: Batch, error: UnderstudyError) -> None:
         """Nothing was written. Callers are told; what executors said is tried again."""
         if any(type(request.command) is Recover for request in batch.requests):
             # Not whole: nothing may be handled. The next command, or upkeep, tries again.
@@ -431,7 +300,7 @@ class SessionActor(PooledActor):
         for reply in refused:
             reply.fail(error)
 
-    def _lose(self, batch: _Batch) -> None:
+    def _lose(self, batch: Batch) -> None:
         """Somebody else owns the session, or it is gone. What was asked is asked again of them."""
         self._dead = True
         self._around.executor.cancel(self.session_id, "lost")
@@ -504,7 +373,7 @@ class SessionActor(PooledActor):
             set_aside=culprit,
         )
         decision = self._decide(state, recover)
-        batch = _Batch(state)
+        batch = Batch(state)
         done: Pending[Any] = Pending()
         facts = decision.facts
         done.then(

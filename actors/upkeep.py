@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from understudy.actors.core.commands import ExecutionLost
 from understudy.actors.core.state import State
-from understudy.actors.session_actor import Prove, SessionActor
+from understudy.actors.messages import Prove
+from understudy.actors.session_actor import SessionActor
 from understudy.errors import InternalError, UnderstudyError
 from understudy.store.records import ToolPart, ToolRunning
 

@@ -17,7 +17,7 @@ from benchmarks.measure import Figure, Run, figure, interleaved, rate, row, rss_
 from benchmarks.peers import StockActor
 from understudy import Runtime
 from understudy.actors.core.state import State
-from understudy.actors.session_actor import Wake
+from understudy.actors.messages import Wake
 from understudy.store.records import Session, SessionTime
 
 

@@ -22,8 +22,8 @@ from understudy import (
 )
 from understudy.actors import session_actor
 from understudy.actors.core.commands import UpdateSession
+from understudy.actors.messages import Crash
 from understudy.actors.models.scripted import Call, Gate, Say, Wait, steps_taken
-from understudy.actors.session_actor import Crash
 from understudy.errors import (
     CommandTimeout,
     RuntimeClosed,

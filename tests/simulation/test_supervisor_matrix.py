@@ -13,7 +13,7 @@ from stage import PATIENCE_S, Stage
 
 from understudy import RestartPolicy, errors
 from understudy.actors.core.commands import Recover, SubmitPrompt
-from understudy.actors.session_actor import Crash, Delete
+from understudy.actors.messages import Crash, Delete
 from understudy.store.lanes import waits
 from understudy.store.records import TextPart
 
@@ -448,7 +448,7 @@ def test_a_normal_end_is_not_a_crash(stage, restart, end):
 def test_what_fails_after_a_delete_takes_nothing_back(stage, monkeypatch):
     process = stage.start()
     Family(stage, process)
-    monkeypatch.setattr(process.engine, "_fire", once(lambda *_: 1 / 0))
+    monkeypatch.setattr(process.engine.hooks, "later", once(lambda *_: 1 / 0))
     deleted = stage.send(process, "victim", Delete())
     waiting = stage.update(process, "victim", "late")
     assert set(stage.outcome(deleted)) == {"victim", "child"}

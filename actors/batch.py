@@ -1,0 +1,73 @@
+"""Batches: decisions of one session that commit as one change, and who is answered afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from understudy.actors.core import commands
+from understudy.actors.core.draft import Decision
+from understudy.actors.core.effects import Effect
+from understudy.actors.core.state import State
+from understudy.actors.messages import Request
+from understudy.actors.pending import Pending
+from understudy.errors import UnderstudyError
+from understudy.store.events import AnyFact, PromptAccepted, PromptSettled
+from understudy.store.records import Prompt
+
+
+class Batch:
+    """Decisions that will commit together, and the state they lead to."""
+
+    __slots__ = ("accepted", "effects", "facts", "replies", "requests", "reverted", "state")
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.reverted = state.info.revert
+        self.facts: list[AnyFact] = []
+        self.effects: list[Effect] = []
+        self.requests: list[Request] = []
+        self.replies: list[tuple[Pending[Any], Any, BaseException | None]] = []
+        self.accepted: set[str] = set()
+
+    def add(self, request: Request, decision: Decision) -> None:
+        self.state = decision.state
+        self.facts += decision.facts
+        self.effects += decision.effects
+        self.requests.append(request)
+        if request.reply is not None:
+            self.replies.append((request.reply, decision.reply, None))
+        for fact in decision.facts:
+            if type(fact) is PromptAccepted:
+                self.accepted.add(fact.info.message_id)
+            elif type(fact) is PromptSettled and fact.info.message_id in self.accepted:
+                self._settle(fact.info)
+
+    def _settle(self, prompt: Prompt) -> None:
+        """Accepted and over in one change: whoever prompted hears both at once."""
+        for n, (reply, value, error) in enumerate(self.replies):
+            if type(value) is Prompt and value.message_id == prompt.message_id:
+                self.replies[n] = (reply, prompt, error)
+
+    def prove(self, request: Request) -> None:
+        if request.reply is not None:
+            self.replies.append((request.reply, None, None))
+
+    def refuse(self, request: Request, error: UnderstudyError) -> None:
+        if request.reply is not None:
+            self.replies.append((request.reply, None, error))
+
+    def answer(self) -> None:
+        for reply, value, error in self.replies:
+            if error is None:
+                reply.set(value)
+            else:
+                reply.fail(error)
+
+    def holds_back(self, command: Any) -> bool:
+        """Whether a command must wait for the commit: it reads rows that may still change."""
+        reverted = self.state.info.revert != self.reverted
+        if type(command) is commands.SubmitPrompt:
+            return reverted or command.message_id in self.accepted
+        if type(command) is commands.RequestCompaction:
+            return reverted
+        return type(command) in (commands.RevertTo, commands.EditTranscript, commands.Reply)
