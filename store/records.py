@@ -7,6 +7,7 @@ wall-clock milliseconds since the epoch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -333,6 +334,19 @@ AnyPart: TypeAlias = (
     | PatchPart
     | RetryPart
 )
+
+
+def summary_text(message: Message | None, parts: Iterable[AnyPart]) -> str:
+    """What a finished summary says. Empty for all else: it stands for no history."""
+    if (
+        not isinstance(message, AssistantMessage)
+        or not message.summary
+        or message.error is not None
+        or message.time.completed is None
+    ):
+        return ""
+    text = "".join(part.text for part in parts if isinstance(part, TextPart))
+    return text if text.strip() else ""
 
 
 # --- prompts and asks --------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from understudy.store.records import AnyPart, CompactionPart, Message
+from understudy.store.records import AnyPart, CompactionPart, Message, summary_text
 from understudy.store.rows import messages as message_rows
 from understudy.store.rows import parts as part_rows
 from understudy.store.schema import QUEUED
@@ -61,6 +61,7 @@ def history_start(c: sqlite3.Connection, session_id: str) -> tuple[int, int]:
     """The transcript position from which context is built: the last compaction and its tail.
 
     Either may come first: steps can finish between the request of a compaction and its summary.
+    A compaction whose summary was edited out or reverted is none: what it stood for is shown.
     """
 
     def place(message_id: str | None) -> tuple[int, int] | None:
@@ -76,9 +77,19 @@ def history_start(c: sqlite3.Connection, session_id: str) -> tuple[int, int]:
         (session_id,),
     ).fetchall()
     for part in part_rows.decoded(rows):
-        if isinstance(part, CompactionPart) and part.state == "committed":
+        if isinstance(part, CompactionPart) and _stands(c, part):
             tail = place(part.tail_start_id) or place(part.head_end_id)
             places = [each for each in (tail, place(part.message_id)) if each is not None]
             if places:
                 return min(places)
     return 0, 0
+
+
+def _stands(c: sqlite3.Connection, marker: CompactionPart) -> bool:
+    if marker.state != "committed":
+        return False
+    rows = c.execute(
+        "SELECT id, data FROM message WHERE session_id = ? AND id = ?",
+        (marker.session_id, marker.summary_id),
+    ).fetchall()
+    return any(summary_text(*pair) for pair in with_parts(c, marker.session_id, rows))

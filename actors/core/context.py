@@ -32,6 +32,7 @@ from understudy.store.records import (
     ToolFailed,
     ToolPart,
     UserMessage,
+    summary_text,
 )
 
 History: TypeAlias = Sequence[tuple[Message, tuple[AnyPart, ...]]]
@@ -107,14 +108,7 @@ def _last_compaction(
     shown: Sequence[tuple[Message, tuple[AnyPart, ...]]],
 ) -> tuple[CompactionPart, str, int] | None:
     """The newest committed marker whose summary is there, its text, and the marker's place."""
-    texts = {
-        message.id: "".join(part.text for part in parts if isinstance(part, TextPart))
-        for message, parts in shown
-        if isinstance(message, AssistantMessage)
-        and message.summary
-        and message.error is None
-        and message.time.completed is not None
-    }
+    texts = {message.id: summary_text(message, parts) for message, parts in shown}
     for place in range(len(shown) - 1, -1, -1):
         for part in shown[place][1]:
             if isinstance(part, CompactionPart) and part.state == "committed":

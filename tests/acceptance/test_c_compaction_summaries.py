@@ -686,6 +686,29 @@ def test_c40_reverting_behind_a_compaction_keeps_its_summary(path):
         assert SUMMARY in words and "a mistake" not in words and "word 0" not in words
 
 
+TAKEN_OUT = {
+    "its message": lambda session, text: session.edit(text.message_id),
+    "its text": lambda session, text: session.edit(text.message_id, part_id=text.id),
+    "its words": lambda session, text: session.edit(text.message_id, part_id=text.id, text=" "),
+    "what follows its marker": lambda session, text: session.revert(text.message_id),
+}
+
+
+@pytest.mark.parametrize("take_out", TAKEN_OUT.values(), ids=TAKEN_OUT)
+def test_a_summary_that_was_taken_out_stands_for_nothing(path, take_out):
+    model = actors()
+    with opened(path, model) as runtime:
+        session = talked(runtime)
+        session.compact().result(timeout_s=WAIT_S)
+        [summary] = summary_messages(session)
+        [text] = [part for part in summary.parts if isinstance(part, TextPart)]
+        take_out(session, text)
+        session.prompt("go on").result(timeout_s=WAIT_S)
+        words = shown(model.requests[-1])
+        assert SUMMARY not in words
+        assert all(f"word {number}" in words for number in range(3))
+
+
 def test_c40_compacting_again_clears_a_boundary_that_is_no_longer_valid(path, tmp_path):
     with opened(path) as runtime:
         session = talked(runtime, 5)

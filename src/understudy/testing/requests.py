@@ -89,9 +89,11 @@ def _summary(story: Story, shown: list[Row]) -> tuple[list[str], int]:
         for part in story.parts_of(shown[place]["id"]):
             if part["type"] != "compaction" or part["state"] != "committed":
                 continue
-            if (summary_id := part["summaryID"]) not in places:
+            if part["summaryID"] not in places:
                 continue
-            text = story.text_of(summary_id)
+            text = story.text_of(part["summaryID"])
+            if not text.strip():
+                continue  # edited out: it stands for nothing
             start = place
             if part["headEndID"] in places:
                 start = places[part["headEndID"]] + 1
