@@ -226,17 +226,18 @@ class ModelStream:
         events = 0
         try:
             async for event in stream:
-                silence.broken()
                 events += 1
                 if events % EVENTS_AT_ONCE == 0:
                     # A stream that never waits would hold up every other one, and its own abort.
                     # A pause, not a mere look at the loop: that starves the other threads.
                     await asyncio.sleep(0.001)
+                if getattr(event, "text", None) == "":
+                    continue  # as silent as nothing
+                silence.broken()
                 match event:
-                    case TextDelta(text):
-                        self._append(TextPart, text)
-                    case ReasoningDelta(text):
-                        self._append(ReasoningPart, text)
+                    case TextDelta(text) | ReasoningDelta(text):
+                        kind = TextPart if isinstance(event, TextDelta) else ReasoningPart
+                        self._append(kind, text)
                     case ToolCall():
                         call = _checked(event)
                         self._take(len(call.call_id) + len(call.tool) + len(call.arguments))

@@ -17,7 +17,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from understudy.errors import InvalidInput, RuntimeClosed
+from understudy.actors.handles import in_event_loop
+from understudy.errors import InvalidInput, ResultNotReady, RuntimeClosed
 from understudy.store.events import (
     Event,
     EventDamaged,
@@ -183,7 +184,15 @@ class Subscription:
             self._buffer = deque([*facts, *live])
 
     def next(self, timeout_s: float | None = None) -> Event | None:
-        """Wait for the next event; None after ``timeout_s``, or at the end."""
+        """Wait for the next event; None after ``timeout_s``, or at the end.
+
+        Raises ``ResultNotReady`` in an event loop, which it would block, as ``for`` does.
+        """
+        if in_event_loop():
+            raise ResultNotReady(
+                "waiting here would block the event loop: use `async for`, "
+                "await `next_async()`, or `poll()`"
+            )
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             event = self.poll()

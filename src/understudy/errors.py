@@ -225,7 +225,10 @@ class CommandTimeout(UnderstudyError, TimeoutError):
 
 
 class ResultNotReady(UnderstudyError, RuntimeError):
-    """In an event loop calls return at once: await this result before you use it."""
+    """In an event loop calls return at once: await this result before you use it.
+
+    Events and text are iterated with ``async for`` there: ``for`` would block the loop.
+    """
 
 
 class InternalError(UnderstudyError):

@@ -84,6 +84,28 @@ def test_a_result_used_before_it_was_awaited_says_so(opened):
     asyncio.run(forget())
 
 
+def test_a_plain_loop_over_events_in_an_event_loop_is_refused_and_blocks_nothing(opened):
+    gate = Gate()
+    runtime = opened(ScriptedModel([[Say("One moment "), Wait(gate), Say("please.")]]))
+
+    async def use():
+        session = await runtime.create_session()
+        turn = await session.prompt("go")
+        async with runtime.events() as events:
+            for waits in (
+                lambda: next(iter(turn)),
+                lambda: next(iter(turn.text())),
+                lambda: next(iter(events)),
+                lambda: events.next(timeout_s=60),
+            ):
+                with pytest.raises(ResultNotReady, match="async for"):
+                    waits()
+        gate.open()
+        return "".join([piece async for piece in turn.text()])
+
+    assert asyncio.run(use()) == "One moment please."
+
+
 def test_a_crash_on_request_is_told_to_who_asked_and_survived(opened):
     runtime = opened(ScriptedModel(["still here"]))
     session = runtime.create_session()

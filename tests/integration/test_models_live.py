@@ -7,7 +7,7 @@ import time
 import pytest
 
 from understudy import CompactionRules, Limits, ScriptedModel, errors, tool
-from understudy.actors.models.protocol import Finish, TextDelta, ToolCall, Usage
+from understudy.actors.models.protocol import Finish, ReasoningDelta, TextDelta, ToolCall, Usage
 from understudy.actors.models.scripted import (
     Call,
     End,
@@ -96,6 +96,29 @@ def test_any_text_of_a_model_is_kept_or_mended(opened, text):
     said = session.prompt("go").result(timeout_s=10).text
     assert said == text.encode("utf-8", "replace").decode()
     assert runtime.restarts == 0
+
+
+async def blanks():
+    while True:
+        yield TextDelta("")
+        yield ReasoningDelta("")
+
+
+def test_empty_deltas_for_ever_are_silence(opened):
+    model = Junk(lambda n: blanks())
+    runtime = opened(model, limits=HASTY)
+    session = runtime.create_session()
+    with pytest.raises(errors.TurnFailed):
+        session.prompt("go").result(timeout_s=15)
+    assert model.calls == 2
+    assert session.messages()[-1].text == ""
+
+
+def test_empty_deltas_part_no_text(opened):
+    said = [TextDelta("one "), ReasoningDelta(""), TextDelta(""), TextDelta("two")]
+    runtime = opened(Junk(lambda n: events(ReasoningDelta(""), *said, Finish("stop"))))
+    reply = runtime.create_session().prompt("go").result(timeout_s=15)
+    assert [part.text for part in reply.parts if hasattr(part, "text")] == ["one two"]
 
 
 def test_a_model_that_raises_fails_the_turn_with_its_words(opened):
