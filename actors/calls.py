@@ -18,6 +18,7 @@ from understudy.actors.hooks import enter_hook
 from understudy.actors.pending import Pending
 from understudy.actors.tools.context import CancellableCall
 from understudy.actors.tools.tool import words_of
+from understudy.actors.workers import LOST_MAX
 from understudy.errors import ToolError
 from understudy.store.records import Ask, Question, ToolPart
 
@@ -293,6 +294,8 @@ class CallRun:
 
         None: the process may have been replaced while it was frozen, so the tool was not called.
         """
+        if self._executor.workers.lost >= LOST_MAX:
+            return ToolError(f"Not run: {LOST_MAX:,} calls that were given up on never returned")
         loop = asyncio.get_running_loop()
         finished: asyncio.Future[ToolResult | BaseException | None] = loop.create_future()
         thread_id: list[int] = []

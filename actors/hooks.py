@@ -20,6 +20,7 @@ import msgspec
 
 from understudy.actors.handles import TranscriptMessage
 from understudy.actors.pending import Pending
+from understudy.actors.workers import LOST_MAX
 from understudy.errors import InvalidInput
 from understudy.store.events import EventData, PromptSettled
 
@@ -199,6 +200,9 @@ class Hooks:
             loop.call_soon_threadsafe(
                 lambda: loop.create_task(coroutine, context=context), context=context
             )
+        elif self.workers.lost >= LOST_MAX:
+            logger.error("Hook %s was not run: %d others never returned", call.hook, LOST_MAX)
+            done.set(None)
         else:
 
             def job() -> None:

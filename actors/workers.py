@@ -13,9 +13,17 @@ logger = logging.getLogger("understudy.tools")
 
 _LINGER_S: Final = 10.0
 
+LOST_MAX: Final = 1000
+"""Functions that were given up on and still run, beyond which no more may be started."""
+
 
 class Workers(Protocol):
     """Who runs functions that may take long, or for ever."""
+
+    @property
+    def lost(self) -> int:
+        """How many functions run that were given up on."""
+        ...
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run ``job`` soon. It must not raise."""
@@ -49,6 +57,10 @@ class WorkerThreads:
         self._waiting = 0
         self._abandoned: set[int] = set()
         self._closed = False
+
+    @property
+    def lost(self) -> int:
+        return len(self._abandoned)
 
     def submit(self, job: Callable[[], None]) -> None:
         with self._lock:

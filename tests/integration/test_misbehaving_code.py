@@ -240,6 +240,49 @@ def test_hooks_that_hang_keep_no_tool_from_running(opened):
     release.set()
 
 
+def test_hooks_that_never_return_are_bounded(opened, caplog, monkeypatch, eventually):
+    monkeypatch.setattr("understudy.actors.hooks.LOST_MAX", 2)
+    release, hung = threading.Event(), []
+
+    def hang(call):
+        hung.append(call.message_id)
+        release.wait(60)
+
+    runtime = opened(hooks={"before_prompt": hang}, hook_s=0.05)
+    session = runtime.create_session()
+    for _ in range(4):
+        session.prompt("go").result(timeout_s=15)
+    assert len(hung) == 2
+    assert caplog.text.count("Hook before_prompt was not run: 2 others never returned") == 2
+    release.set()
+    eventually(lambda: runtime.engine.hooks.workers.lost == 0)
+    session.prompt("go").result(timeout_s=15)
+    assert len(hung) == 3
+
+
+def test_tools_that_never_return_are_bounded(opened, monkeypatch, eventually):
+    monkeypatch.setattr("understudy.actors.calls.LOST_MAX", 2)
+    release, hung = threading.Event(), []
+
+    @tool(timeout_s=0.05)
+    def hang(n: int) -> str:
+        """Hang."""
+        hung.append(n)
+        release.wait(60)
+        return "back"
+
+    runtime = opened(
+        ScriptedModel([*(Call("hang", {"n": n}) for n in range(3)), "done"]), tools=[hang]
+    )
+    session = runtime.create_session()
+    session.prompt("go").result(timeout_s=15)
+    *_, last = [part.state.error for m in session.messages() for part in m.tools]
+    assert last == "Not run: 2 calls that were given up on never returned"
+    assert hung == [0, 1]
+    release.set()
+    eventually(lambda: runtime.engine.executor.workers.lost == 0)
+
+
 def test_a_receiver_that_would_exit_ends_no_signals(opened, eventually):
     seen = []
 

@@ -183,6 +183,10 @@ class SimulatedWorkers:
     def __init__(self, source: Source) -> None:
         self._source = source
 
+    @property
+    def lost(self) -> int:
+        return 0
+
     def submit(self, job: Callable[[], None]) -> None:
         self._source.add(job)
 
