@@ -139,11 +139,10 @@ def test_the_python_client_opencode_sdk(server):
     assert len(client.list_messages(session["id"])) == 2
 
 
-@pytest.mark.skipif(find_spec("opencode") is None, reason="opencode-py is not installed")
 def test_the_python_client_opencode_py(server):
-    from opencode._client import OpencodeClient
+    opencode = pytest.importorskip("opencode._client", reason="opencode-py is not installed")
 
-    client = OpencodeClient(base_url=server.url)
+    client = opencode.OpencodeClient(base_url=server.url)
     session = client.session_create(title="from Python")
     client.session_send(session.id, {"parts": [{"type": "text", "text": "hello"}]})
     assert len(client.session_messages(session.id)) == 2
