@@ -18,7 +18,16 @@ from understudy.store.records import Prompt
 class Batch:
     """Decisions that will commit together, and the state they lead to."""
 
-    __slots__ = ("accepted", "effects", "facts", "replies", "requests", "reverted", "state")
+    __slots__ = (
+        "accepted",
+        "effects",
+        "facts",
+        "replies",
+        "requests",
+        "reverted",
+        "settled",
+        "state",
+    )
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -28,6 +37,7 @@ class Batch:
         self.requests: list[Request] = []
         self.replies: list[tuple[Pending[Any], Any, BaseException | None]] = []
         self.accepted: set[str] = set()
+        self.settled: dict[str, Prompt] = {}
 
     def add(self, request: Request, decision: Decision) -> None:
         self.state = decision.state
@@ -39,14 +49,8 @@ class Batch:
         for fact in decision.facts:
             if type(fact) is PromptAccepted:
                 self.accepted.add(fact.info.message_id)
-            elif type(fact) is PromptSettled and fact.info.message_id in self.accepted:
-                self._settle(fact.info)
-
-    def _settle(self, prompt: Prompt) -> None:
-        """Accepted and over in one change: whoever prompted hears both at once."""
-        for n, (reply, value, error) in enumerate(self.replies):
-            if type(value) is Prompt and value.message_id == prompt.message_id:
-                self.replies[n] = (reply, prompt, error)
+            elif type(fact) is PromptSettled:
+                self.settled[fact.info.message_id] = fact.info
 
     def prove(self, request: Request) -> None:
         if request.reply is not None:
@@ -58,10 +62,13 @@ class Batch:
 
     def answer(self) -> None:
         for reply, value, error in self.replies:
-            if error is None:
-                reply.set(value)
-            else:
+            if error is not None:
                 reply.fail(error)
+            elif type(value) is Prompt:
+                # Who listens from now on would miss an end that is told already.
+                reply.set(self.settled.get(value.message_id, value))
+            else:
+                reply.set(value)
 
     def holds_back(self, command: Any) -> bool:
         """Whether a command must wait for the commit: it reads rows that may still change."""

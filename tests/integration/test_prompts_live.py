@@ -542,6 +542,30 @@ def test_a_prompt_that_is_aborted_in_the_very_change_that_accepts_it_is_told(ope
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("first", ["the repeat", "the abort"])
+def test_a_prompt_that_is_repeated_in_the_very_change_that_ends_it_is_told(opened, first):
+    async def scene():
+        gate = Gate()
+        runtime = opened(ScriptedModel([[Wait(gate), Say("never")]]))
+        session = await runtime.create_session()
+        await session.prompt("go", message_id="msg_1")
+        await asyncio.to_thread(gate.wait_reached)
+        go_on = hold_the_writer(runtime)
+        renamed = session.update(title="a commit to wait behind")
+        if first == "the abort":
+            aborted, turn = session.abort(), session.prompt("go", message_id="msg_1")
+        else:
+            turn, aborted = session.prompt("go", message_id="msg_1"), session.abort()
+        go_on()
+        await turn
+        with pytest.raises(errors.TurnAborted):
+            await turn.result(timeout_s=15)
+        await renamed
+        await aborted
+
+    asyncio.run(scene())
+
+
 def test_a_prompt_whose_session_is_deleted_with_its_parent_just_then_is_told(opened, eventually):
     async def scene():
         gate = Gate()
