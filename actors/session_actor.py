@@ -189,7 +189,7 @@ class SessionActor(PooledActor):
                 batch.answer()
             return
         batch.add(request, decision)
-        if batch.facts:
+        if batch.facts or self._batch is not None:
             self._batch = batch
         else:
             self._finish(batch)

@@ -9,7 +9,9 @@ import pytest
 from fold import stored
 
 from understudy import CompactionRules, FilePart, Limits, ScriptedModel, TextPart, errors
+from understudy.actors.messages import Prove
 from understudy.actors.models.scripted import Gate, Say, Wait
+from understudy.actors.pending import Pending
 from understudy.store.records import PermissionRule
 
 
@@ -581,5 +583,31 @@ def test_a_prompt_whose_session_is_deleted_with_its_parent_just_then_is_told(ope
         with pytest.raises((errors.TurnAborted, errors.SessionNotFound)):
             await turn.result(timeout_s=15)
         await deleted
+
+    asyncio.run(scene())
+
+
+def test_a_claim_is_proven_by_a_commit_whatever_is_asked_beside_it(opened):
+    async def scene():
+        runtime = opened(ScriptedModel(["done"]))
+        session = await runtime.create_session()
+        await (await session.prompt("go", message_id="msg_1")).result(timeout_s=15)
+        commit, proven, before = runtime.engine.store.commit, Pending(), []
+
+        def watched(change, done, **options):
+            if not change.facts:
+                before.append(proven.done)
+            commit(change, done, **options)
+
+        runtime.engine.store.commit = watched
+        go_on = hold_the_writer(runtime)
+        renamed = session.update(title="a commit to wait behind")
+        runtime.engine.registry.tell_live(session.id, Prove(), proven)
+        turn = session.prompt("go", message_id="msg_1")
+        go_on()
+        await turn
+        await renamed
+        assert before == [False]
+        assert proven.done
 
     asyncio.run(scene())
