@@ -592,16 +592,19 @@ def test_a_claim_is_proven_by_a_commit_whatever_is_asked_beside_it(opened):
         runtime = opened(ScriptedModel(["done"]))
         session = await runtime.create_session()
         await (await session.prompt("go", message_id="msg_1")).result(timeout_s=15)
-        commit, proven, before = runtime.engine.store.commit, Pending(), []
+        commit, committing = runtime.engine.store.commit, threading.Event()
+        proven, before = Pending(), []
 
         def watched(change, done, **options):
             if not change.facts:
                 before.append(proven.done)
             commit(change, done, **options)
+            committing.set()
 
         runtime.engine.store.commit = watched
         go_on = hold_the_writer(runtime)
         renamed = session.update(title="a commit to wait behind")
+        await asyncio.to_thread(committing.wait, 15)
         runtime.engine.registry.tell_live(session.id, Prove(), proven)
         turn = session.prompt("go", message_id="msg_1")
         go_on()
