@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from understudy.errors import InvalidInput, UnderstudyError
@@ -211,7 +212,7 @@ def _chaos(commands: Any) -> None:
         "aborts turns on the way, and measures memory, descriptors, threads, the log and the "
         "journal. Exit code 1 when something still grows at the end.",
     )
-    soak.add_argument("--minutes", type=float, default=10.0, metavar="N", help="(%(default)s)")
+    soak.add_argument("--minutes", type=_minutes, default=10.0, metavar="N", help="(%(default)s)")
     soak.add_argument("--seed", type=int, default=1, metavar="S", help="(%(default)s)")
     soak.add_argument("--plot", metavar="FILE", help="draw what was measured, as SVG")
     soak.add_argument("--json", action="store_true", help="print JSON and nothing else")
@@ -249,7 +250,7 @@ def _kill(kinds: Any) -> None:
     )
     add = parser.add_argument
     add("--rounds", type=_count, metavar="N", help="how many (100, or as --minutes allow)")
-    add("--minutes", type=float, metavar="M", help="begin no round after so long")
+    add("--minutes", type=_minutes, metavar="M", help="begin no round after so long")
     add("--seed", type=int, default=1, metavar="S", help="of what is left to chance (%(default)s)")
     add("--kinds", metavar="A,B", help="only these kinds of rounds")
     add("--keep", metavar="DIR", help="keep the files of failing rounds here (a temporary one)")
@@ -287,6 +288,13 @@ def _add_database(parser: argparse.ArgumentParser) -> None:
 
 def _port(text: str) -> int:
     return _whole(text, most=65_535)
+
+
+def _minutes(text: str) -> float:
+    with suppress(ValueError):
+        if float(text) > 0:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes, more than 0")
 
 
 def _count(text: str) -> int:

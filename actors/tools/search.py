@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
-import regex
 
 from understudy.actors.tools.context import ToolContext
 from understudy.actors.tools.root import Root, explained, open_regular
 from understudy.actors.tools.tool import ToolResult, tool
-from understudy.errors import ToolError
+from understudy.errors import InvalidInput, ToolError
+
+try:
+    import regex
+except ModuleNotFoundError as error:  # pragma: no cover
+    raise InvalidInput(
+        "searching files needs the extra: pip install 'understudy[workspace]'"
+    ) from error
 
 Depth = Annotated[int, msgspec.Meta(ge=1, le=20)]
 Match: TypeAlias = "regex.Match[str]"

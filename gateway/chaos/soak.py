@@ -32,6 +32,7 @@ from understudy.errors import UnderstudyError
 WORKERS: Final = 24
 KEPT: Final = 200  # sessions, beyond those at work
 SAMPLES: Final = 240
+LEAST: Final = 3  # to have a middle and an end
 CRASHED: Final = 0.02  # of turns
 ABORTED: Final = 0.04
 RETENTION: Final = Retention(events=50_000)
@@ -180,7 +181,7 @@ async def _soak(runtime: Runtime, seconds: float, seed: int, *, quiet: bool) -> 
     soak = Soak(runtime, until_s=since_s + seconds, seed=seed)
     load = asyncio.create_task(soak.run())
     samples: list[Sample] = []
-    while not load.done():
+    while not load.done() or len(samples) < LEAST:
         await asyncio.wait((load,), timeout=max(0.05, seconds / SAMPLES))
         samples.append(await asyncio.to_thread(sample, runtime, soak, since_s))
         if not quiet:

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,6 +66,7 @@ def serve(args: argparse.Namespace) -> int:
         directory=str(directory),
         permissions=GUARDED | dict.fromkeys(args.ask or (), "ask") | allowed,
     )
+    check_permissions(gateway, [*(args.ask or ()), *allowed])
     if not password:
         print("Anybody who reaches this address may use it: no password is set.", file=sys.stderr)
     run(
@@ -76,6 +78,18 @@ def serve(args: argparse.Namespace) -> int:
         origins=args.cors or (),
     )
     return 0
+
+
+def check_permissions(gateway: Gateway, names: Iterable[str]) -> None:
+    """Refuse what no tool needs: a slip of the pen would leave a tool unguarded."""
+    tools = gateway.runtime.engine.tools.values()
+    known = {each.permission for each in tools if each.permission is not None}
+    for name in names:
+        if not any(fnmatchcase(each, name) for each in known):
+            raise InvalidInput(
+                f"no tool needs the permission {name!r}; there is {', '.join(sorted(known))}",
+                field="permission",
+            )
 
 
 def run(

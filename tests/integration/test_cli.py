@@ -72,7 +72,9 @@ def test_importing_it_does_not_import_rich():
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("nonsense",), ("show",), ("demo", "--kills", "-1"), ("events", "--after=x")]
+    "arguments",
+    [(), ("nonsense",), ("show",), ("demo", "--kills", "-1"), ("events", "--after=x")]
+    + [("chaos", "soak", f"--minutes={value}") for value in ("0", "-1", "nan", "x")],
 )
 def test_wrong_usage_exits_with_2(arguments):
     assert run(*arguments).returncode == 2
@@ -92,16 +94,37 @@ def test_who_looks_before_there_is_anything_hears_that_there_is_no_database(tmp_
     assert done.stderr.startswith("understudy: There is no database ")
 
 
-def test_serving_without_its_extra_says_what_to_install():
+NO_SEARCH = "searching files needs the extra: pip install 'understudy[workspace]'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "words"),
+    [
+        (["serve"], "starlette", "serving needs the extra: pip install 'understudy[server]'"),
+        (["run", "hi"], "regex", NO_SEARCH),
+        (["demo"], "regex", NO_SEARCH),
+    ],
+)
+def test_a_command_without_its_extra_says_what_to_install(arguments, missing, words):
     script = (
-        "import sys; sys.modules['starlette'] = None\n"
-        "from understudy.gateway import cli; sys.exit(cli.main(['serve']))"
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        f"from understudy.gateway import cli; sys.exit(cli.main({arguments}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 1
-    assert done.stderr == "understudy: serving needs the extra: pip install 'understudy[server]'\n"
+    assert done.stderr == f"understudy: {words}\n"
+
+
+@pytest.mark.parametrize("option", ["--ask", "--allow"])
+def test_a_permission_that_no_tool_needs_is_refused(tmp_path: Path, option):
+    done = run("serve", option, "edti", "--port=0", f"--database={tmp_path / 'a.db'}")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "understudy: no tool needs the permission 'edti'; "
+        "there is bash, edit, glob, grep, list, read, todowrite\n"
+    )
 
 
 def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path):
