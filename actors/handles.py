@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import reprlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Generic, Self, TypeVar, overload
 
@@ -282,3 +283,8 @@ class Reply(Handle):
 
     def __str__(self) -> str:
         return self.text
+
+    def __repr__(self) -> str:
+        return (
+            f"<Reply: {reprlib.repr(self.text)}>" if self._pending is None else "<Reply: await me>"
+        )

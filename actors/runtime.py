@@ -176,6 +176,9 @@ class Runtime:
             timeout_s=given.duration("timeout_s", timeout_s),
         )
 
+    def __repr__(self) -> str:
+        return f"<Runtime {os.fspath(self.engine.store.path)}>"
+
     def __enter__(self) -> Self:
         return self.start()
 

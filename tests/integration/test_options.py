@@ -121,7 +121,9 @@ def test_handles_say_what_they_are(tmp_path):
     with Runtime(tmp_path / "agent.db") as runtime:
         session = runtime.create_session()
         assert repr(session.abort()) == "<Done: False>"
-        session.prompt("Hello").result()
+        reply = session.prompt("Hello").result()
+        assert repr(reply) == "<Reply: 'Hello'>"
+        assert repr(runtime) == f"<Runtime {tmp_path / 'agent.db'}>"
         compaction = session.compact()
         assert repr(compaction) == f"<Compaction {compaction.marker_id} of {session.id}>"
 
