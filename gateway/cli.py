@@ -151,7 +151,7 @@ def _looking(commands: Any) -> None:
     parser.add_argument("session", metavar="SESSION")
     _add_looking(parser, "show")
     parser = commands.add_parser("events", help="print the journal of events")
-    parser.add_argument("--after", type=_count, default=0, metavar="N", help="from this cursor on")
+    parser.add_argument("--after", type=_count, default=0, metavar="N", help="after this cursor")
     parser.add_argument("--follow", action="store_true", help="go on as events are committed")
     parser.add_argument("--session", metavar="ID", help="of this session only")
     _add_looking(parser, "events")

@@ -99,6 +99,8 @@ def events(args: argparse.Namespace) -> int:
         raise InvalidInput("--after is a cursor: 0 or more", field="after")
     cursor = args.after
     with closing(open_readonly(database_path(args.database))) as reads:
+        if args.session is not None:
+            _check_known(reads, args.session)
         while True:
             page = _page(reads, cursor, args.session)
             for event in page:
@@ -109,6 +111,12 @@ def events(args: argparse.Namespace) -> int:
             if not args.follow:
                 return 0
             time.sleep(POLL_S)
+
+
+def _check_known(reads: Reads, session_id: str) -> None:
+    """The journal knows sessions that are deleted, and forgets what was long ago of the others."""
+    if reads.session(session_id) is None and not _page(reads, 0, session_id):
+        raise SessionNotFound(f"No session {session_id}", session_id=session_id)
 
 
 def _page(reads: Reads, after: int, session_id: str | None) -> list[Event]:

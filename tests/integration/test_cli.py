@@ -141,6 +141,15 @@ def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_events_of_a_session_that_never_was_are_no_empty_page(database: Path):
+    arguments = ("events", "--database", str(database), "--session")
+    nobody = run(*arguments, "nobody")
+    assert (nobody.returncode, nobody.stderr) == (1, "understudy: No session nobody\n")
+    with Runtime(database) as runtime:
+        runtime.session("one").delete()
+    assert run(*arguments, "one").stdout.splitlines()[-1].split()[3] == "session.deleted"
+
+
 def test_a_reader_that_leaves_early_is_no_error(database: Path):
     process = subprocess.Popen(
         command("events", "--follow", "--database", str(database)),
