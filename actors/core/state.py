@@ -159,7 +159,8 @@ class State(msgspec.Struct, frozen=True):
 
     ``seq`` is the number of its last event. ``compacted``: a compaction was committed since the
     last finished step. That, the counts of a turn and what a step ``asked`` are not stored: after
-    a restart they begin anew, bounded by the attempts of prompts and markers, which are.
+    a restart they begin anew, bounded by the attempts of prompts and markers, which are, or by the
+    answers of the person that a turn waits for.
     """
 
     info: Session

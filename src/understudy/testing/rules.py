@@ -15,7 +15,7 @@ Finding: TypeAlias = tuple[str, str]
 """(the guarantee that was broken, what was found)."""
 
 ATTEMPTS: Final = 5  # of a prompt or a summary, at most: with those after restarts
-STEPS: Final = 6  # of a turn, for each time it was begun
+STEPS: Final = 6  # of a turn, for each actor that carries it on
 BREAKER: Final = 2  # failed compactions in a row after which there are no automatic ones
 _OUTCOMES: Final = {"answered", "interrupted", "failed"}
 
@@ -148,8 +148,8 @@ def _order(story: Story, info: Row) -> Iterator[Finding]:
         yield "one turn at a time", f"{message_id} starts beside {running[0]['messageID']}"
 
 
-def opened(story: Story, message: Row) -> Iterator[Finding]:
-    """An answer is begun: who steers has joined by now."""
+def opened(story: Story, message: Row, epoch: int) -> Iterator[Finding]:
+    """An answer is begun: who steers has joined by now. An actor counts the steps it has seen."""
     if message.get("summary"):
         return
     if late := story.waiting("steer"):
@@ -158,9 +158,9 @@ def opened(story: Story, message: Row) -> Iterator[Finding]:
         each
         for each in story.tables["message"].values()
         if each.get("parentID") == message["parentID"] and "error" not in each
+        if story.lives.get(each["id"]) == epoch
     ]
-    attempts = story.tables["inbox"].get(message["parentID"], {}).get("attempts", 1)
-    if len(steps) >= STEPS * max(1, attempts):
+    if len(steps) >= STEPS:
         yield "steps are bounded", f"step {len(steps) + 1} of {message['parentID']}"
 
 

@@ -149,9 +149,16 @@ class _Play:
         for process in self._stage.alive():
             process.plan.clear()
         self._stage.thaw_all()
-        if self._settle(self._is_settled, self._answer_everything, rest=True):
-            self._check_at_rest()
-            return
+        for _ in range(3):  # what came last may still be on its way to who listens
+            if not self._settle(self._is_settled, self._answer_everything, rest=True):
+                break
+            if self._watch.findings:
+                return
+            if not self._stage.listeners.behind():
+                self._check_at_rest()
+                return
+        for late in self._stage.listeners.behind():
+            self._stage.found("everybody is told everything", late)
         for session_id in self._watch.unfinished():
             self._stage.found("everything settles", f"{session_id} is unfinished")
         if self._stage.talking:
@@ -162,17 +169,12 @@ class _Play:
 
     def _check_at_rest(self) -> None:
         stage, watch = self._stage, self._watch
-        for _ in range(3):
-            if stage.listeners.behind():
-                self._quiet()  # what came last may still be on its way
         leases, now_ms = watch.leases(), self._scheduler.clock.wall_ms()
         for process in stage.alive():
             for problem in process.platform.problems():
                 stage.found("nothing escapes", problem)
             if leases.get(process.engine.id, 0) <= now_ms:
                 stage.found("who lives renews its lease", process.name)
-        for late in stage.listeners.behind():
-            stage.found("everybody is told everything", late)
         watch.check_rows()
         stage.check_outputs()
         accepted = [

@@ -27,6 +27,9 @@ class Story:
         failed: a compaction failed, and that was not counted yet.
         follow_up: a compaction took effect after which the work is to go on, and does not yet.
         crashes: of its actor, in a row, as the last one said; ``forgivable`` since an answer.
+        condemned: that was one too many, and it is not in quarantine yet.
+        reset_at: the cursor of its last reset.
+        lives: the epoch in which each answer was begun.
         crashed_s, step_s: when its actor last died, and its last answer was opened.
     """
 
@@ -50,6 +53,9 @@ class Story:
         self.summaries: dict[str, set[str]] = {}
         self.crashes = 0
         self.forgivable = True
+        self.condemned = False
+        self.reset_at = 0
+        self.lives: dict[str, int] = {}
         self.failed = False
         self.follow_up = False
         self.crashed_s = 0.0

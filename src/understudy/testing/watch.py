@@ -176,7 +176,7 @@ class Watch:
             message = fact["info"]
             new = message["id"] not in story.tables["message"] and not story.newborn
             if new and is_open("message", message):
-                yield from rules.opened(story, message)
+                yield from rules.opened(story, message, self._epoch(story.id))
         elif kind == "session.idle":
             if story.busy():
                 yield "idle says done", "something is open"
@@ -226,11 +226,13 @@ class Watch:
             )
             story.follow_up = bool(marker.get("resume"))
         elif kind == "session.quarantined":
-            story.quarantined = True
+            story.quarantined, story.condemned = True, False
         elif kind == "session.reset":
             story.quarantined, story.forgivable = False, True
+            story.reset_at = self.cursor
         elif kind == "actor.crashed":
             story.crashes, story.forgivable = fact["consecutive"], False
+            story.condemned = story.crashes >= self._quarantine_after
             story.crashed_s = self._time_s()
 
     def _time_s(self) -> float:
@@ -262,6 +264,7 @@ class Watch:
             old = story.tables["message"].get(record["id"])
             if old is None:
                 story.step_s = self._time_s()
+                story.lives[record["id"]] = self._epoch(story.id)
             was_open = old is None or is_open("message", old)
             if old is not None and "error" in record and not record.get("summary"):
                 story.cut_short.append(conversation(story, old))
@@ -277,8 +280,7 @@ class Watch:
     # --- between commits -----------------------------------------------------------------------
 
     def _check_crashes(self, story: Story, kinds: set[str]) -> None:
-        too_many = story.crashes >= self._quarantine_after and not story.quarantined
-        if "actor.crashed" in kinds and too_many:
+        if story.condemned:
             self.found("crashes end in quarantine", f"{story.id}: {story.crashes}")
         if "actor.restarted" in kinds and self._now_s is not None:
             row = self._connection.execute(
@@ -349,6 +351,12 @@ class Watch:
             "SELECT owner FROM claim WHERE session_id = ?", (session_id,)
         ).fetchone()
         return row[0] if row is not None else None
+
+    def _epoch(self, session_id: str) -> int:
+        row = self._connection.execute(
+            "SELECT epoch FROM claim WHERE session_id = ?", (session_id,)
+        ).fetchone()
+        return row[0] if row is not None else 0
 
     def leases(self) -> dict[str, int]:
         """When each runtime's lease lapses, in milliseconds of the wall clock."""
