@@ -19,6 +19,7 @@ from understudy.store.events import (
     PromptAccepted,
     PromptSettled,
     PromptStarted,
+    SessionIdle,
 )
 from understudy.store.records import (
     IDLE,
@@ -182,6 +183,7 @@ def abort(d: Draft, command: Abort) -> bool:
         for entry in d.queue:
             settle_waiting(d, entry, "interrupted", command.reason)
         d.queue = ()
+        _queue_ended(d)
     if command.reason == "close" and d.queue:
         d.set_status(IDLE)
     else:
@@ -194,6 +196,7 @@ def _abort_one(d: Draft, message_id: str, reason: Reason) -> bool:
         if entry.prompt.message_id == message_id:
             d.queue = tuple(other for other in d.queue if other is not entry)
             settle_waiting(d, entry, _outcome_of(reason), reason)
+            _queue_ended(d)
             return True
     turn = d.turn
     if turn is not None and message_id in (
@@ -204,6 +207,12 @@ def _abort_one(d: Draft, message_id: str, reason: Reason) -> bool:
         turns.advance(d)
         return True
     return False
+
+
+def _queue_ended(d: Draft) -> None:
+    """A runtime that closes is idle while prompts wait: that it is done is told with their end."""
+    if d.status == IDLE and not d.queue:
+        d.emit(SessionIdle(session_id=d.session_id))
 
 
 def _outcome_of(reason: Reason) -> Outcome:

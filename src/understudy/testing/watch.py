@@ -214,8 +214,7 @@ class Watch:
             story.end()
         elif kind == "session.status":
             story.status = fact["status"]["type"]
-            # Who closes with prompts waiting is idle, and says no more than that.
-            story.idle_told = story.status == "idle" and (story.idle_told or story.busy())
+            story.idle_told = story.status == "idle" and story.idle_told
         elif kind == "session.idle":
             story.idle_told = True
         elif kind == "session.error":

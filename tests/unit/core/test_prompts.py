@@ -293,13 +293,17 @@ def test_closing_ends_what_runs_and_starts_nothing_new() -> None:
     check_settled(stage)
 
 
-def test_what_only_waits_can_be_aborted() -> None:
+@pytest.mark.parametrize("by_name", [False, True])
+def test_what_only_waits_can_be_aborted(by_name: bool) -> None:
     stage = Stage()
     stage.prompt("a")
     queued = stage.prompt("b")
     stage.send(Abort(reason="close"))
-    assert stage.send(Abort(queued=True)) is True
+    assert "session.idle" not in stage.types()
+    abort = Abort(message_id=queued) if by_name else Abort(queued=True)
+    assert stage.send(abort) is True
     assert stage.outcome(queued) == "interrupted"
+    assert stage.types().count("session.idle") == 1
     check_settled(stage)
 
 
