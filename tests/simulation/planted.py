@@ -15,7 +15,9 @@ import msgspec
 
 from understudy import signals
 from understudy.actors import runtime, session
+from understudy.actors.calls import CallTime
 from understudy.actors.core import (
+    asks,
     calls,
     compaction,
     context,
@@ -25,11 +27,15 @@ from understudy.actors.core import (
     recovery,
     turns,
 )
-from understudy.actors.core.commands import Abort
-from understudy.actors.core.effects import Cancel
+from understudy.actors.core.commands import Abort, SubmitPrompt
+from understudy.actors.core.draft import Draft
+from understudy.actors.core.effects import Cancel, ResolveAsk
 from understudy.actors.executor import Executor
+from understudy.actors.hooks import Hooks
 from understudy.actors.leases import Leases
+from understudy.actors.outcomes import Outcomes
 from understudy.actors.publisher import Publisher, SignalPump
+from understudy.actors.registry import Registry
 from understudy.actors.session_actor import SessionActor
 from understudy.actors.subscription import Subscription
 from understudy.actors.supervisor import RestartPolicy
@@ -326,6 +332,124 @@ def _bypass_for_ever() -> AbstractContextManager[Any]:
 
 def _count_no_usage() -> AbstractContextManager[Any]:
     return patch.object(turns, "_count", lambda d, message: None)
+
+
+def _queue_without_end() -> AbstractContextManager[Any]:
+    submit = prompts.submit
+
+    def submitting(d: Any, command: Any) -> Any:
+        rules, endless = d.rules, msgspec.structs.replace(d.rules.limits, queue=10**6)
+        d.rules = msgspec.structs.replace(rules, limits=endless)
+        try:
+            return submit(d, command)
+        finally:
+            d.rules = rules
+
+    return patch.dict(decide._HANDLERS, {SubmitPrompt: submitting})
+
+
+def _queue_who_would_rather_not_wait() -> AbstractContextManager[Any]:
+    submit = prompts.submit
+
+    def submitting(d: Any, command: Any) -> Any:
+        if command.when_busy == "reject":
+            command = msgspec.structs.replace(command, when_busy="queue")
+        return submit(d, command)
+
+    return patch.dict(decide._HANDLERS, {SubmitPrompt: submitting})
+
+
+def _withdraw_nothing_that_waits() -> AbstractContextManager[Any]:
+    return patch.object(prompts, "_abort_one", lambda d, message_id, reason: False)
+
+
+def _forget_what_is_always_allowed() -> AbstractContextManager[Any]:
+    return patch.object(asks, "_remember", lambda d, ask: None)
+
+
+def _ask_again_what_is_allowed_by_now() -> AbstractContextManager[Any]:
+    return patch.object(asks, "_grant_covered", lambda d: None)
+
+
+def _go_on_after_a_refusal() -> AbstractContextManager[Any]:
+    return patch.object(asks, "_end_after_reject", lambda d: None)
+
+
+def _lose_the_answer_to_a_question() -> AbstractContextManager[Any]:
+    apply = Executor._apply
+
+    def applying(self: Any, session_id: str, effect: Any, term: int) -> None:
+        if isinstance(effect, ResolveAsk) and effect.ask.kind == "question":
+            unsaid = msgspec.structs.replace(effect.ask, answers=())
+            effect = msgspec.structs.replace(effect, ask=unsaid)
+        apply(self, session_id, effect, term)
+
+    return patch.object(Executor, "_apply", applying)
+
+
+def _charge_a_call_for_people() -> AbstractContextManager[Any]:
+    return patch.object(CallTime, "asking", lambda self, change: None)
+
+
+def _never_tell_who_waits_for_idle() -> AbstractContextManager[Any]:
+    observe = Outcomes.observe
+
+    def observing(self: Any, event: Any) -> None:
+        if event.type != "session.idle":
+            observe(self, event)
+
+    return patch.object(Outcomes, "observe", observing)
+
+
+def _tell_before_the_state_is_there() -> AbstractContextManager[Any]:
+    conclude = SessionActor._conclude
+
+    def concluding(self: Any, batch: Any, error: Any) -> None:
+        if error is None:
+            self.state = batch.state
+        conclude(self, batch, error)
+
+    return patch.multiple(SessionActor, _applied=lambda self: None, _conclude=concluding)
+
+
+def _stay_in_retry() -> AbstractContextManager[Any]:
+    set_busy = Draft.set_busy
+
+    def staying(self: Any) -> None:
+        if self.status.type != "retry":
+            set_busy(self)
+
+    return patch.object(Draft, "set_busy", staying)
+
+
+def _drop_what_waits_at_a_restart() -> AbstractContextManager[Any]:
+    revive = Registry.revive
+
+    def reviving(self: Any, session_id: str, mailbox: Any, reason: Any) -> None:
+        mailbox.drop(lambda message: True)
+        revive(self, session_id, mailbox, reason)
+
+    return patch.object(Registry, "revive", reviving)
+
+
+def _settle_orphans_at_their_old_epoch() -> AbstractContextManager[Any]:
+    return patch.object(claims, "_SETTLE", claims._SETTLE.replace("epoch + 1", "epoch"))
+
+
+def _hide_calls_that_wait_from_recovery() -> AbstractContextManager[Any]:
+    is_open = changes.is_open
+
+    def hiding(part: Any) -> bool:
+        return is_open(part) and not isinstance(getattr(part, "state", None), ToolPending)
+
+    return patch.object(changes, "is_open", hiding)
+
+
+def _run_hooks_of_the_bypassed() -> AbstractContextManager[Any]:
+    def passing(self: Any, hook: str, session_id: str, *, internal: bool) -> bool:
+        return self.wanted(hook) and not internal
+
+    return patch.object(Hooks, "passes", passing)
 
 
 PLANTED = [

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from understudy.actors.session import Session
 from understudy.errors import (
     AskClosed,
     AskNotFound,
+    CommandTimeout,
     CompactionFailed,
     MessageNotFound,
     PromptConflict,
     TurnAborted,
     TurnFailed,
 )
+from understudy.gateway.fold import is_open
+from understudy.testing.resting import allowed
 
 if TYPE_CHECKING:
+    from understudy.gateway.fold import Row
     from understudy.testing.process import Process
     from understudy.testing.stage import Stage
     from understudy.testing.story import Story
+
+_PATIENCE_S: Final = 300.0
 
 
 class Callers:
@@ -49,6 +55,9 @@ class Callers:
         accepted = story.text_of(message_id)  # empty once it is reverted or edited
         if accepted and accepted != text:
             self._found("an id is one prompt", f"{name}: {accepted!r}, not {text!r}")
+        info = story.tables["inbox"].get(message_id)
+        if info is not None and info.get("when_busy", "queue") != when_busy:
+            self._found("an id is one prompt", f"{name} does not {when_busy}: {info}")
         await self.result(turn, session.id, message_id)
 
     async def result(self, turn: Any, session_id: str, message_id: str) -> None:
@@ -79,6 +88,15 @@ class Callers:
         turn = await session.turn(message_id)
         await self.result(turn, session.id, message_id)
 
+    async def withdraw(self, session: Session, message_id: str) -> None:
+        """When it returns, the prompt is over, whether it ran or waited."""
+        life = self._stage.watch.life(session.id)
+        turn = await session.turn(message_id)
+        await turn.abort()
+        story = self._story(session.id, life)
+        if story is not None and message_id in story.unsettled():
+            self._found("an abort ends what runs", f"{message_id} of {session.id}")
+
     async def conflict(self, session: Session, message_id: str, text: str) -> None:
         """The same id with other content: refused, wherever and whenever it was accepted."""
         story = self._story(session.id, self._stage.watch.life(session.id))
@@ -100,7 +118,7 @@ class Callers:
         story = self._story(session.id, life)
         ran = {p["messageID"] for p in story.hosts()} if story is not None else set()
         if story is not None and queued:
-            ran = set(story.accepted) - story.settled
+            ran = set(story.unsettled())
         await session.abort(queued=queued)
         story = self._story(session.id, life)
         if story is not None and ran - story.settled:
@@ -188,7 +206,7 @@ class Callers:
         options: dict[str, Any] = {"answers": [["yes"]]}
         if kind != "question":
             options = {"reply": ("once", "always", "reject")[number % 3]}
-        if number % 7 == 0:
+        if number % 4 == 0:
             options = {"reply": "reject", "feedback": "no, thank you"}
         try:
             await process.runtime.reply(ask_id, **options)
@@ -199,8 +217,20 @@ class Callers:
         self._answered.add(ask_id)
         for story in self._stage.watch.stories.values():
             ask = story.tables["ask"].get(ask_id)
-            if ask is not None and ask.get("replied") != options.get("reply", "answered"):
-                self._found("an ask is answered once", f"{ask_id}: {ask.get('replied')}")
+            if ask is not None:
+                self._replied(story, ask, options)
+
+    def _replied(self, story: Story, ask: Row, given: dict[str, Any]) -> None:
+        """An answer is kept as it was given, and has its consequence."""
+        reply, feedback = given.get("reply", "answered"), given.get("feedback")
+        if (ask.get("replied"), ask.get("feedback")) != (reply, feedback):
+            self._found("an ask is answered once", f"{ask['id']}: {ask.get('replied')}")
+        if reply == "always" and not allowed(story, ask):
+            self._found("always means always", f"{ask['id']} of {story.id}")
+        message = story.tables["message"].get(ask["messageID"])
+        refused = reply == "reject" and feedback is None and ask["kind"] == "permission"
+        if refused and message is not None and is_open("message", message):
+            self._found("a plain refusal ends the turn", f"{ask['id']} of {story.id}")
 
     # --- reads -----------------------------------------------------------------------------------
 
@@ -209,8 +239,12 @@ class Callers:
         watch = self._stage.watch
         life, cursor = watch.life(session.id), watch.cursor
         owned = process.engine.id == watch.owner(session.id)
+        heard = process.engine.publisher.cursor == cursor
         status = await session.status()
         story = self._story(session.id, life)
+        rests = status.type == "quarantined" and heard and watch.cursor == cursor
+        if rests and story is not None and not story.quarantined:
+            self._found("status is the truth", f"{session.id} is quarantined no more")
         sure = owned and story is not None and watch.cursor == cursor and not story.quarantined
         if sure and story is not None and status.type not in _truths(process, story):
             self._found("status is the truth", f"{session.id}: {status.type}, not {story.status}")
@@ -224,7 +258,13 @@ class Callers:
         await process.runtime.sessions()
 
     async def idle(self, session: Session) -> None:
-        await session.wait_idle(timeout_s=300.0)
+        """It comes to rest at some time, and whoever waits for that is told."""
+        try:
+            await session.wait_idle(timeout_s=_PATIENCE_S)
+        except CommandTimeout:
+            story = self._stage.watch.stories.get(session.id)
+            if story is not None and not story.busy():
+                self._found("idle is told", f"nobody told who waits for {session.id}")
 
     async def message_of(self, session: Session, message_id: str) -> None:
         try:

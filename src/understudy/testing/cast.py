@@ -39,10 +39,11 @@ class Flavour:
 
     def __init__(self, seed: int | str) -> None:
         chance = random.Random(f"{seed}/flavour")
-        self.talkative = chance.random() < 0.25  # its answers fill the context
+        talkative = chance.random() < 0.25
         self.asking = chance.random() < 0.2  # it calls tools that ask people
         self.endless = chance.random() < 0.1  # it never comes to an end by itself
         self.hopeless = chance.random() < 0.15  # its summaries come to nothing
+        self.talkative = talkative or self.hopeless  # its answers fill the context
 
 
 def model(seed: int | str, check: Callable[[ModelRequest], None]) -> ScriptedModel:
@@ -83,7 +84,7 @@ def _step(chance: random.Random, taken: int, flavour: Flavour) -> Iterator[Any]:
     if (trouble := _trouble(chance.random())) is not None:
         yield trouble
     elif flavour.endless or (taken < 3 and chance.random() < 0.5):
-        for number in range(chance.choice((1, 1, 2, 3))):
+        for number in range(chance.choice((2, 3, 4) if flavour.asking else (1, 1, 2, 3))):
             tools = _ASKING if flavour.asking and chance.random() < 0.7 else _CALLS
             yield Call(chance.choice(tools), {"text": f"{taken}.{number}"})
     else:
@@ -120,7 +121,8 @@ def _summary(chance: random.Random, flavour: Flavour) -> Iterator[Any]:
 
 def output_of(tool: str, text: str) -> str | None:
     """What a call of a tool gives, if that is certain."""
-    return {"echo": text, "once": text, "again": text, "slow": text * 200}.get(tool)
+    same = dict.fromkeys(("echo", "once", "again", "asking", "guarded"), text)
+    return {**same, "slow": text * 200, "wondering": str((("yes",),))}.get(tool)
 
 
 class Effects:
@@ -128,6 +130,7 @@ class Effects:
 
     def __init__(self, started: Callable[..., None]) -> None:
         self.done: Counter[tuple[str, str]] = Counter()
+        self.stuck: list[ToolContext] = []
         self.started = started
 
     @functools.cached_property
@@ -188,9 +191,13 @@ class Effects:
             raise ToolError(text) if text.endswith("0") else ValueError(text)
 
         @tool
-        async def stuck(text: str) -> str:
+        async def stuck(text: str, ctx: ToolContext) -> str:
             """Never return."""
-            await asyncio.get_running_loop().create_future()
+            effects.stuck.append(ctx)
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                effects.stuck.remove(ctx)
             return text
 
         return [echo, slow, once, again, asking, wondering, guarded, failing, stuck]

@@ -50,18 +50,14 @@ class Claims:
                 yield "epoch", f"{session_id} went to {new.owner} at the same epoch {new.epoch}"
             elif new.epoch == old.epoch and "actor.crashed" in kinds.get(session_id, ()):
                 yield "epoch", f"the actor of {session_id} crashed, and epoch {new.epoch} goes on"
-            elif new.owner != old.owner and old.owner is not None:
-                yield from self._taken(session_id, old.owner, new, runtime_id)
+            elif old.owner not in (None, new.owner, runtime_id) and self._steady(old.owner or ""):
+                yield "who lives keeps its sessions", f"{session_id} was taken from {old.owner}"
         for session_id, told in kinds.items():
             owner = now[session_id].owner if session_id in now else None
             if runtime_id is None or told <= _OF_ANYBODY:
                 continue
             if owner not in (None, runtime_id):
                 yield "only its owner writes", f"{runtime_id} wrote {session_id} of {owner}"
-
-    def _taken(
-        self, session_id: str, owner: str, new: Held, runtime_id: str | None
-    ) -> Iterator[Finding]:
-        taken = new.owner is not None or new.deleted
-        if taken and owner != runtime_id and self._steady(owner):
-            yield "who lives keeps its sessions", f"{session_id} was taken from {owner}"
+            last, held = before.get(session_id), now.get(session_id)
+            if last and held and last.owner != runtime_id and last.epoch == held.epoch:
+                yield "epoch", f"{runtime_id} wrote {session_id} of {last.owner} at {last.epoch}"

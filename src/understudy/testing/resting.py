@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 
-from understudy.gateway.fold import is_open
+from understudy.gateway.fold import Row, is_open
 from understudy.testing.rules import Finding
 from understudy.testing.story import Story
 
@@ -16,6 +17,7 @@ def at_rest(story: Story) -> Iterator[Finding]:
         _answers,
         _parts,
         _asks,
+        _always,
         _status,
         _turns,
         _revert,
@@ -33,7 +35,7 @@ def _markers(story: Story) -> Iterator[Finding]:
 
 
 def _answers(story: Story) -> Iterator[Finding]:
-    opened = [m["id"] for m in story.tables["message"].values() if is_open("message", m)]
+    opened = [message["id"] for message in story.open_messages()]
     if len(opened) > 1:
         yield "one open message", f"{opened}"
 
@@ -57,9 +59,28 @@ def _asks(story: Story) -> Iterator[Finding]:
             yield "who asks waits", f"{ask['id']} is open, its call is not"
 
 
+def _always(story: Story) -> Iterator[Finding]:
+    """What was allowed for good is not asked about."""
+    for ask in story.tables["ask"].values():
+        if is_open("ask", ask) and ask["kind"] == "permission" and allowed(story, ask):
+            yield "always means always", f"{ask['id']} is open"
+
+
+def allowed(story: Story, ask: Row) -> bool:
+    """Whether the session's own rules allow what is asked."""
+    rules = [
+        rule["pattern"]
+        for rule in story.record.get("permission", ())
+        if rule["permission"] == ask["permission"] and rule["action"] == "allow"
+    ]
+    return all(any(fnmatchcase(each, rule) for rule in rules) for each in ask["patterns"])
+
+
 def _status(story: Story) -> Iterator[Finding]:
     if story.running() if story.status == "idle" else not story.busy():
         yield "status agrees with transcript", f"it is {story.status}"
+    if story.status == "retry" and not any(map(story.is_silent, story.open_messages())):
+        yield "status agrees with transcript", "it waits for a model that has answered"
     if story.status == "idle" and not story.idle_told and not story.busy():
         yield "idle is told", "it came to rest, and nobody was told"
 

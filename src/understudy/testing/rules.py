@@ -14,6 +14,8 @@ from understudy.testing.story import Story, outcome
 Finding: TypeAlias = tuple[str, str]
 """(the guarantee that was broken, what was found)."""
 
+QUEUE: Final = 4  # prompts that may wait
+MODEL_ATTEMPTS: Final = 3
 ATTEMPTS: Final = 5  # of a prompt or a summary, at most: with those after restarts
 STEPS: Final = 6  # of a turn, for each actor that carries it on
 BREAKER: Final = 2  # failed compactions in a row after which there are no automatic ones
@@ -59,8 +61,11 @@ def _part(story: Story, part: Row, old: Row | None) -> Iterator[Finding]:
         yield from _call(part, old)
     elif part["type"] == "compaction":
         yield from _marker(story, part, old)
-    elif part["type"] == "retry" and old is None and _has_text(story, part["messageID"]):
-        yield "a retry repeats nothing", f"{part['messageID']} has text already"
+    elif part["type"] == "retry" and old is None:
+        if _has_text(story, part["messageID"]):
+            yield "a retry repeats nothing", f"{part['messageID']} has text already"
+        if part["attempt"] >= MODEL_ATTEMPTS:
+            yield "attempts are bounded", f"{part['messageID']}: {part['attempt']} failed"
 
 
 def _has_text(story: Story, message_id: str) -> bool:
@@ -108,6 +113,7 @@ def prompt(story: Story, kind: str, info: Row) -> Iterator[Finding]:
             yield "accepted once", message_id
         if story.quarantined:
             yield "a quarantined session rests", f"{message_id} is accepted"
+        yield from _full(story, info)
         return
     if message_id not in story.accepted:
         yield "accepted first", f"{kind} {message_id}"
@@ -124,6 +130,18 @@ def prompt(story: Story, kind: str, info: Row) -> Iterator[Finding]:
         yield "attempts are bounded", f"{message_id}: {info['attempts']}"
     if message_id not in story.started:
         yield from _order(story, info)
+
+
+def _full(story: Story, info: Row) -> Iterator[Finding]:
+    """There is no room for it; the runtime's own prompts need none."""
+    if story.tables["message"].get(info["messageID"], {}).get("synthetic"):
+        return
+    when_busy = info.get("when_busy", "queue")
+    if when_busy == "reject" and story.busy():
+        yield "who would rather not wait does not", f"{info['messageID']} is accepted"
+    waiting = [each for each in story.unsettled() if each not in story.started]
+    if len(waiting) >= QUEUE:
+        yield "queues are bounded", f"{info['messageID']} after {waiting}"
 
 
 def _answered(story: Story, info: Row) -> Iterator[Finding]:

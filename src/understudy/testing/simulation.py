@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -205,7 +205,7 @@ class _Play:
             stage.found("everything can be deleted", f"left: {self._watch.living()}")
             return
         self._quiet()
-        for place, count in _kept(first).items():
+        for place, count in _kept(first, stage.effects.stuck).items():
             if count:
                 stage.found("memory is given back", f"{place} keeps {count}")
         first.close()
@@ -265,8 +265,8 @@ def _surroundings(scheduler: Scheduler, *, log: bool) -> Iterator[None]:
         waits.reset(token)
 
 
-def _kept(process: Process) -> dict[str, int]:
-    """What a runtime remembers of sessions, by place."""
+def _kept(process: Process, stuck: Sequence[Any]) -> dict[str, int]:
+    """What a runtime remembers of sessions, by place, and the stuck calls it did not end."""
     engine = process.engine
     executor, publisher = engine.executor, engine.publisher
     return {
@@ -276,6 +276,7 @@ def _kept(process: Process) -> dict[str, int]:
             bool(each.tasks)
             for each in executor._executions.values()  # noqa: SLF001 - memory shows from inside
         ),
+        "stuck calls": sum(call._executor is executor for call in stuck),  # noqa: SLF001
         "asks": len(executor._asks),  # noqa: SLF001
         "recalled": len(executor._recalled),  # noqa: SLF001
         "unstarted": len(executor._unstarted),  # noqa: SLF001

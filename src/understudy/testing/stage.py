@@ -12,7 +12,8 @@ from understudy.actors.core.state import CompactionRules, Limits
 from understudy.actors.models.protocol import ModelRequest
 from understudy.actors.supervisor import RestartPolicy
 from understudy.actors.tools.context import ToolContext
-from understudy.errors import UnderstudyError
+from understudy.errors import CommandTimeout, UnderstudyError
+from understudy.gateway.fold import Row
 from understudy.store.events import Event
 from understudy.store.journal import Retention
 from understudy.testing.cast import Effects, model, output_of
@@ -21,8 +22,9 @@ from understudy.testing.hooks import MemoryHooks
 from understudy.testing.listeners import Listeners
 from understudy.testing.process import Process
 from understudy.testing.requests import problem_of
-from understudy.testing.rules import STEPS
+from understudy.testing.rules import MODEL_ATTEMPTS, QUEUE, STEPS
 from understudy.testing.scheduler import Scheduler
+from understudy.testing.story import Story
 from understudy.testing.tracking import Tracking
 from understudy.testing.watch import Watch
 
@@ -145,12 +147,12 @@ class Stage:
             on_restart="resume" if settings.resume else "interrupt",
             limits=Limits(
                 steps=STEPS,
-                model_attempts=3,
+                model_attempts=MODEL_ATTEMPTS,
                 retry_s=30.0,
                 stream_idle_s=10.0,
                 tool_s=15.0,
                 turn_s=settings.turn_s,
-                queue=8,
+                queue=QUEUE,
             ),
             compaction=CompactionRules(reserve=200, tail=200),
             restart=RestartPolicy(
@@ -200,6 +202,8 @@ class Stage:
             except UnderstudyError as error:
                 if process.alive:
                     self.note(f"  {process.name} says {type(error).__name__}")
+                    if isinstance(error, CommandTimeout) and not process.life.was_frozen:
+                        self.found("everybody is answered", f"{process.name}: {error}")
             except Exception as error:  # noqa: BLE001 - that is the finding
                 if process.alive:
                     self.found("errors are typed", f"{type(error).__name__}: {error}")
@@ -226,9 +230,20 @@ class Stage:
             self.found("published means committed", f"{event.type}, cursor {event.cursor}")
         if event.type == "session.deleted":
             self.tracking.forget(event.session_id)
+        elif event.type == "session.status":
+            self._check_state(process, event)
         last, process.published = process.published, event.cursor
         if last is not None and event.cursor != last + 1 and self.settings.keep is None:
             self.found("published once, in order", f"{event.cursor} follows {last}")
+
+    def _check_state(self, process: Process, event: Event) -> None:
+        """Whoever hears of a change finds the state that goes with it."""
+        actor = process.engine.registry.actor(event.session_id)
+        if actor is None or actor.state is None or actor.actor_stopped.is_set():
+            return
+        mine = self.watch.owner(event.session_id) == process.engine.id
+        if mine and actor.state.seq < (event.seq or 0):
+            self.found("what is told is so", f"{event.session_id} is at {actor.state.seq}")
 
     def _is_steady(self, runtime_id: str) -> bool:
         """Alive, never frozen, its lease in time, and no clock was ever set."""
@@ -242,10 +257,20 @@ class Stage:
         """What tools gave is what was kept of it."""
         for story in self.watch.stories.values():
             for part in story.tables["part"].values():
-                if part["type"] == "tool" and part["state"]["status"] == "completed":
+                if part["type"] != "tool":
+                    continue
+                if "timed out" in part["state"].get("error", ""):
+                    self._check_patience(story, part)
+                if part["state"]["status"] == "completed":
                     output = output_of(part["tool"], part["state"]["input"].get("text", ""))
                     if output is not None and output != part["state"]["output"]:
                         self.found("results are kept whole", f"{part['id']} of {story.id}")
+
+    def _check_patience(self, story: Story, part: Row) -> None:
+        """The time that a call waits for people is not its own."""
+        patient = part["tool"] in ("asking", "wondering")
+        if patient and not any(process.life.was_frozen for process in self.processes):
+            self.found("people take their time", f"{part['id']} of {story.id}")
 
     def owns(self, session_id: str) -> bool:
         """Whether the process that runs now holds the session's claim."""
@@ -263,9 +288,11 @@ class Stage:
     def _tool_started(self, context: ToolContext, permission: str | None = None) -> None:
         """Its start is committed, its end is not, and whoever had to allow it did.
 
-        A process that froze may find that others ended its calls meanwhile; that is not asked.
+        A process that froze proves first that nobody has taken its session over.
         """
         if not self.owns(context.session_id):
+            if self.steady and self.watch.life(context.session_id):
+                self.found("only its owner runs tools", f"{context.call_id}")
             return
         states = self.watch.tool_states(context.session_id, context.message_id)
         state = states.get(context.call_id, "running")

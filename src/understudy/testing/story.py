@@ -85,6 +85,9 @@ class Story:
         prompts = self.tables["inbox"]
         return [prompts[m] for m in self.started - self.settled if m in prompts]
 
+    def unsettled(self) -> list[str]:
+        return [each for each in self.accepted if each not in self.settled]
+
     def waiting(self, when_busy: str) -> list[str]:
         """Prompts of a kind that were accepted and neither started nor settled, in order."""
         prompts = self.tables["inbox"]
@@ -96,12 +99,17 @@ class Story:
             and prompts[each].get("when_busy", "queue") == when_busy
         ]
 
+    def open_messages(self) -> list[Row]:
+        return [each for each in self.tables["message"].values() if is_open("message", each)]
+
     def open_answer(self) -> Row | None:
         """The answer that is being written, if it is no summary."""
-        for message in self.tables["message"].values():
-            if is_open("message", message) and not message.get("summary"):
-                return message
-        return None
+        return next((each for each in self.open_messages() if not each.get("summary")), None)
+
+    def is_silent(self, message: Row) -> bool:
+        """Its model has said nothing yet."""
+        said = ("text", "reasoning", "tool")
+        return not any(part["type"] in said for part in self.parts_of(message["id"]))
 
     # --- its transcript ------------------------------------------------------------------------
 

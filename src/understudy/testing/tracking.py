@@ -110,7 +110,7 @@ class Tracking:
 
     def act(self, process: Process, a: int, b: int) -> None:
         """Do something to the tracker in a process."""
-        key = ("k0", "k1", "s0", "s1")[a % 4]
+        key = ("k0", "k1", "s0", "s1")[a % 4 | (2 if self._stage.settings.hooks else 0)]
         self._stage.spawn(process, self._calls(process, key, random.Random(a << 16 | b)))
 
     async def _calls(self, process: Process, key: str, chance: random.Random) -> None:

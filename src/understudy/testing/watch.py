@@ -38,6 +38,12 @@ _PUTS: Final = {
     "question.replied": ("ask", "info"),
 }
 _COPIED: Final = {"session.created", "message.updated", "message.part.updated"}
+_MARKED: Final = (
+    "SELECT (SELECT count(*) FROM message WHERE session_id = :id AND open = 1)"
+    " + (SELECT count(*) FROM part WHERE session_id = :id AND open = 1)"
+    " + (SELECT count(*) FROM inbox WHERE session_id = :id AND open = 1)"
+    " + (SELECT count(*) FROM ask WHERE session_id = :id AND open = 1)"
+)
 _decode: Final = msgspec.json.Decoder().decode
 
 
@@ -131,6 +137,7 @@ class Watch:
             self._born(story)
             if not story.deleted:
                 self._broken(session_id, at_rest(story))
+                self._check_marks(story)
                 self._check_crashes(story, kinds[session_id])
         if any("session.deleted" in told for told in kinds.values()):
             self._check_children()
@@ -227,6 +234,7 @@ class Watch:
         elif kind == "session.quarantined":
             story.quarantined, story.condemned = True, False
         elif kind == "session.reset":
+            story.crashes = 0
             story.quarantined, story.forgivable = False, True
             story.reset_at = self.cursor
         elif kind == "actor.crashed":
@@ -277,6 +285,13 @@ class Watch:
             self.found("ids are made once", f"{table} {key} of {story.id} and {self._owners[key]}")
 
     # --- between commits -----------------------------------------------------------------------
+
+    def _check_marks(self, story: Story) -> None:
+        """Recovery looks for what is marked as open."""
+        (marked,) = self._connection.execute(_MARKED, {"id": story.id}).fetchone()
+        opened = sum(1 for _ in story.open_rows())
+        if marked != opened:
+            self.found("what is open is found", f"{story.id}: {marked} of {opened}")
 
     def _check_crashes(self, story: Story, kinds: set[str]) -> None:
         if story.condemned:

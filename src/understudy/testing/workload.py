@@ -78,8 +78,15 @@ class Workload:
     # --- commands --------------------------------------------------------------------------------
 
     def abort(self, act: Act) -> None:
+        """All that runs, with what waits or without; or one prompt, wherever it is."""
         process, session = self.session(act)
-        self._stage.spawn(process, self.callers.abort(session, queued=act.b % 3 == 0))
+        story = self._stage.watch.stories.get(session.id)
+        open_ids = story.unsettled() if story is not None else []
+        if open_ids and act.b % 4 == 1:
+            message_id = open_ids[act.a % len(open_ids)]
+            self._stage.spawn(process, self.callers.withdraw(session, message_id))
+        else:
+            self._stage.spawn(process, self.callers.abort(session, queued=act.b % 3 == 0))
 
     def compact(self, act: Act) -> None:
         process, session = self.session(act)
