@@ -293,14 +293,14 @@ def test_closing_ends_what_runs_and_starts_nothing_new() -> None:
     check_settled(stage)
 
 
-@pytest.mark.parametrize("by_name", [False, True])
-def test_what_only_waits_can_be_aborted(by_name: bool) -> None:
+@pytest.mark.parametrize("how", ["by name", "with the queue"])
+def test_what_only_waits_can_be_aborted(how: str) -> None:
     stage = Stage()
     stage.prompt("a")
     queued = stage.prompt("b")
     stage.send(Abort(reason="close"))
     assert "session.idle" not in stage.types()
-    abort = Abort(message_id=queued) if by_name else Abort(queued=True)
+    abort = Abort(message_id=queued) if how == "by name" else Abort(queued=True)
     assert stage.send(abort) is True
     assert stage.outcome(queued) == "interrupted"
     assert stage.types().count("session.idle") == 1
