@@ -15,7 +15,6 @@ import msgspec
 
 from understudy import signals
 from understudy.actors import runtime, session
-from understudy.actors.calls import CallTime
 from understudy.actors.core import (
     asks,
     calls,
@@ -385,10 +384,6 @@ def _lose_the_answer_to_a_question() -> AbstractContextManager[Any]:
         apply(self, session_id, effect, term)
 
     return patch.object(Executor, "_apply", applying)
-
-
-def _charge_a_call_for_people() -> AbstractContextManager[Any]:
-    return patch.object(CallTime, "asking", lambda self, change: None)
 
 
 def _never_tell_who_waits_for_idle() -> AbstractContextManager[Any]:

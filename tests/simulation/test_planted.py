@@ -9,7 +9,6 @@ SEEDS = 1_000
 # Where to begin with those that are caught late: what comes before is known to be in vain.
 BEGIN: dict[str, int] = {
     "ask again what is allowed by now": 35,
-    "charge a call for people": 40,
     "go on after a refusal": 60,
     "run hooks of the bypassed": 195,
     "stay in retry": 10,

@@ -13,7 +13,6 @@ from understudy.actors.models.protocol import ModelRequest
 from understudy.actors.supervisor import RestartPolicy
 from understudy.actors.tools.context import ToolContext
 from understudy.errors import CommandTimeout, UnderstudyError
-from understudy.gateway.fold import Row
 from understudy.store.events import Event
 from understudy.store.journal import Retention
 from understudy.testing.cast import Effects, model, output_of
@@ -24,7 +23,6 @@ from understudy.testing.process import Process
 from understudy.testing.requests import problem_of
 from understudy.testing.rules import MODEL_ATTEMPTS, QUEUE, STEPS
 from understudy.testing.scheduler import Scheduler
-from understudy.testing.story import Story
 from understudy.testing.tracking import Tracking
 from understudy.testing.watch import Watch
 
@@ -257,20 +255,10 @@ class Stage:
         """What tools gave is what was kept of it."""
         for story in self.watch.stories.values():
             for part in story.tables["part"].values():
-                if part["type"] != "tool":
-                    continue
-                if "timed out" in part["state"].get("error", ""):
-                    self._check_patience(story, part)
-                if part["state"]["status"] == "completed":
+                if part["type"] == "tool" and part["state"]["status"] == "completed":
                     output = output_of(part["tool"], part["state"]["input"].get("text", ""))
                     if output is not None and output != part["state"]["output"]:
                         self.found("results are kept whole", f"{part['id']} of {story.id}")
-
-    def _check_patience(self, story: Story, part: Row) -> None:
-        """The time that a call waits for people is not its own."""
-        patient = part["tool"] in ("asking", "wondering")
-        if patient and not any(process.life.was_frozen for process in self.processes):
-            self.found("people take their time", f"{part['id']} of {story.id}")
 
     def owns(self, session_id: str) -> bool:
         """Whether the process that runs now holds the session's claim."""
