@@ -31,11 +31,6 @@ SCHEMA_VERSION: Final = 1  # the number of the newest migration
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S: Final = 5.0
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
-WAL_PAGES: Final = 4_000
-"""The log's size at which a commit brings it back into the database: some 16 MB.
-
-SQLite's own 1,000 pages made every hundredth turn wait for it, and with it all others.
-"""
 
 
 def check_path(path: str | os.PathLike[str]) -> Path:
@@ -77,8 +72,6 @@ def connect(
     }
     if reader:
         pragmas["query_only"] = 1
-    else:
-        pragmas["wal_autocheckpoint"] = WAL_PAGES
     database = SqliteDatabase(
         f"{path.as_uri()}?mode={'ro' if readonly else 'rw'}" if reader or readonly else str(path),
         uri=reader or readonly,

@@ -50,7 +50,8 @@ class SmallDisk:
         """Nobody may have the database open."""
         self.free()
         files = {each.name: each.read_bytes() for each in self._folder.iterdir()}
-        subprocess.run(["umount", str(self._folder)], check=True)  # noqa: S603, S607
+        # A process that was killed a moment ago may still hold a file of it.
+        subprocess.run(["umount", "--lazy", str(self._folder)], check=True)  # noqa: S603, S607
         for each in self._folder.iterdir():
             each.unlink()
         for name, data in files.items():

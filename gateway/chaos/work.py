@@ -312,7 +312,7 @@ class Work:
 
     def _update(self, chance: random.Random) -> None:
         session = self._some(chance)
-        session.update(title=f"chaos {chance.randrange(1_000)}", metadata={"text": LONG[:500]})
+        session.update(title=f"chaos {chance.getrandbits(64)}", metadata={"text": LONG[:500]})
         session.archive(chance.random() < 0.1)
 
     def _delete(self, chance: random.Random) -> None:

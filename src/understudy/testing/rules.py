@@ -64,7 +64,7 @@ def _part(story: Story, part: Row, old: Row | None) -> Iterator[Finding]:
     elif part["type"] == "retry" and old is None:
         if _has_text(story, part["messageID"]):
             yield "a retry repeats nothing", f"{part['messageID']} has text already"
-        if part["attempt"] >= MODEL_ATTEMPTS:
+        if story.limited and part["attempt"] >= MODEL_ATTEMPTS:
             yield "attempts are bounded", f"{part['messageID']}: {part['attempt']} failed"
 
 
@@ -140,7 +140,7 @@ def _full(story: Story, info: Row) -> Iterator[Finding]:
     if when_busy == "reject" and story.busy():
         yield "who would rather not wait does not", f"{info['messageID']} is accepted"
     waiting = [each for each in story.unsettled() if each not in story.started]
-    if len(waiting) >= QUEUE:
+    if story.limited and len(waiting) >= QUEUE:
         yield "queues are bounded", f"{info['messageID']} after {waiting}"
 
 

@@ -63,6 +63,7 @@ class Stage:
             keep=self.settings.keep,
             quarantine_after=QUARANTINE_AFTER,
             backoff_s=BACKOFF_S,
+            limited=True,
         )
         self.unreverting = self.watch.unreverting = Counter()
         self.processes: list[Process] = []

@@ -14,6 +14,7 @@ class Story:
     """One life of a session id.
 
     Attributes:
+        limited: its runtimes have the limits that ``rules`` names.
         tables: its records, folded from its events.
         places: when each message and part was first told of: their order in the transcript.
         accepted, started, settled: message ids of prompts; the first in order.
@@ -33,8 +34,9 @@ class Story:
         crashed_s, step_s: when its actor last died, and its last answer was opened.
     """
 
-    def __init__(self, session_id: str, number: int = 1) -> None:
+    def __init__(self, session_id: str, number: int = 1, *, limited: bool = False) -> None:
         self.id = session_id
+        self.limited = limited
         self.number = number
         self.tables: Tables = no_tables()
         self.places: dict[str, int] = {}

@@ -64,6 +64,7 @@ class Watch:
         claims: judges who may write.
         keep: how many events the journal's retention keeps; None keeps all.
         quarantine_after, backoff_s: the supervisor's policy.
+        limited: whether the runtimes have the limits that ``rules`` names.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Watch:
         keep: int | None = None,
         quarantine_after: int = 4,
         backoff_s: float = 0.05,
+        limited: bool = False,
     ) -> None:
         self.findings: list[Finding] = []
         self.log: list[Told] = []
@@ -90,6 +92,7 @@ class Watch:
         self._keep = keep
         self._quarantine_after = quarantine_after
         self._backoff_s = backoff_s
+        self._limited = limited
         self._seqs: dict[str, int] = {}
         self._owners: dict[str, tuple[str, int]] = {}
 
@@ -115,6 +118,13 @@ class Watch:
 
     def committed(self, runtime_id: str | None = None) -> list[str]:
         """Look at what was committed since; by one runtime, if it is named. Gives it as lines."""
+        self._connection.execute("BEGIN")  # the rows of the same moment as the events
+        try:
+            return self._look(runtime_id)
+        finally:
+            self._connection.rollback()
+
+    def _look(self, runtime_id: str | None) -> list[str]:
         rows = self._connection.execute(
             "SELECT cursor, session_id, seq, type, data FROM journal WHERE cursor > ? "
             "ORDER BY cursor",
@@ -201,10 +211,10 @@ class Watch:
             if story is not None and not story.deleted:
                 self.found("created once", session_id)
             number = story.number + 1 if story is not None else 1
-            story = self.stories[session_id] = Story(session_id, number)
+            story = self.stories[session_id] = Story(session_id, number, limited=self._limited)
         if story is None:
             self.found("created first", f"{kind} of {session_id}")
-            story = self.stories[session_id] = Story(session_id)
+            story = self.stories[session_id] = Story(session_id, limited=self._limited)
         if story.deleted:
             self.found("no write after delete", f"{kind} of {session_id}")
         return story
