@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from understudy.actors.handles import in_event_loop
+from understudy.actors.wakeups import set_if_waiting
 from understudy.errors import InvalidInput, ResultNotReady, RuntimeClosed
 from understudy.store.events import (
     Event,
@@ -278,9 +279,4 @@ class Subscription:
 
 def _wake_loop(loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:
     with suppress(RuntimeError):  # the loop that waited is closed
-        loop.call_soon_threadsafe(_settle, woken)
-
-
-def _settle(woken: asyncio.Future[None]) -> None:
-    if not woken.done():
-        woken.set_result(None)
+        loop.call_soon_threadsafe(set_if_waiting, woken)

@@ -51,13 +51,11 @@ class Turn(Handle):
         self.session = session
         self._runtime = session._runtime
         self._message_id = message_id
-        self._prompt: Prompt | None = None
         self._named = message_id is not None  # then it may have been accepted long ago
         self._settled: Pending[Any] | None = None
         self._after = self._runtime.engine.publisher.cursor
 
     def _arrive(self, value: Any) -> None:
-        self._prompt = value
         self._message_id = value.message_id
 
     def _expect(self, accepted: Pending[Any]) -> None:

@@ -19,7 +19,7 @@ KEYS: Final = {
     "inbox": "messageID",
     "ask": "id",
 }
-_PUTS: Final = {
+PUTS: Final = {
     "session.created": ("session", "info"),
     "session.updated": ("session", "info"),
     "message.updated": ("message", "info"),
@@ -42,8 +42,8 @@ def fold(events: Iterable[tuple[str, Row]]) -> Tables:
     """What one session's tables hold after its events, given as (type, payload) in order."""
     tables = no_tables()
     for kind, fact in events:
-        if kind in _PUTS:
-            table, field = _PUTS[kind]
+        if kind in PUTS:
+            table, field = PUTS[kind]
             record = fact[field]
             tables[table][record[KEYS[table]]] = record
         elif kind == "message.removed":

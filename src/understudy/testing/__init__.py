@@ -12,25 +12,23 @@ What tests of an app need is here too: the acts of a ``ScriptedModel``, a ``Gate
 ``DetachedContext`` to call a tool with, ``crash`` for a session's actor.
 """
 
-from understudy.testing.doubles import (
+from understudy.actors.clock import Clock, SystemClock, VirtualClock
+from understudy.actors.handles import Done
+from understudy.actors.models.scripted import (
     Call,
-    Clock,
-    DetachedContext,
-    Done,
     End,
     Fail,
     Gate,
     Say,
     ScriptedModel,
     Stall,
-    SystemClock,
     Think,
     Use,
-    VirtualClock,
     Wait,
-    crash,
     echo,
 )
+from understudy.actors.tools.context import DetachedContext
+from understudy.testing.doubles import crash
 from understudy.testing.script import Act
 from understudy.testing.shrinking import shrink
 from understudy.testing.simulation import Result, Simulation

@@ -10,7 +10,6 @@ from understudy.errors import (
     AskNotFound,
     CommandTimeout,
     CompactionFailed,
-    MessageNotFound,
     PromptConflict,
     TurnAborted,
     TurnFailed,
@@ -265,12 +264,6 @@ class Callers:
             story = self._stage.watch.stories.get(session.id)
             if story is not None and not story.busy():
                 self._found("idle is told", f"nobody told who waits for {session.id}")
-
-    async def message_of(self, session: Session, message_id: str) -> None:
-        try:
-            await session.messages(before=message_id, limit=3)
-        except MessageNotFound:
-            return
 
 
 def _within(lines: list[str], others: list[str]) -> bool:

@@ -1,42 +1,7 @@
-"""For the tests of apps: scripts for ``ScriptedModel``, tool contexts, crashes, virtual time."""
+"""Doubles of what goes wrong, for the tests of apps."""
 
-from understudy.actors.clock import Clock, SystemClock, VirtualClock
 from understudy.actors.handles import Done
-from understudy.actors.models.scripted import (
-    Call,
-    End,
-    Fail,
-    Gate,
-    Say,
-    ScriptedModel,
-    Stall,
-    Think,
-    Use,
-    Wait,
-    echo,
-)
 from understudy.actors.session import Session
-from understudy.actors.tools.context import DetachedContext
-
-__all__ = [
-    "Call",
-    "Clock",
-    "DetachedContext",
-    "Done",
-    "End",
-    "Fail",
-    "Gate",
-    "Say",
-    "ScriptedModel",
-    "Stall",
-    "SystemClock",
-    "Think",
-    "Use",
-    "VirtualClock",
-    "Wait",
-    "crash",
-    "echo",
-]
 
 
 def crash(session: Session) -> Done:

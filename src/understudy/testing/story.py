@@ -31,7 +31,7 @@ class Story:
         condemned: that was one too many, and it is not in quarantine yet.
         reset_at: the cursor of its last reset.
         lives: the epoch in which each answer was begun.
-        crashed_s, step_s: when its actor last died, and its last answer was opened.
+        crashed_s: when its actor last died.
     """
 
     def __init__(self, session_id: str, number: int = 1, *, limited: bool = False) -> None:
@@ -61,7 +61,6 @@ class Story:
         self.failed = False
         self.follow_up = False
         self.crashed_s = 0.0
-        self.step_s = 0.0
 
     @property
     def record(self) -> Row:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from understudy.gateway.fold import KEYS, Row, is_open
+from understudy.gateway.fold import KEYS, PUTS, Row, is_open
 from understudy.testing import rules
 from understudy.testing.claims import Claims
 from understudy.testing.requests import conversation
@@ -24,19 +24,6 @@ from understudy.testing.story import Story
 
 __all__ = ["Finding", "Told", "Watch"]
 
-_PUTS: Final = {
-    "session.created": ("session", "info"),
-    "session.updated": ("session", "info"),
-    "message.updated": ("message", "info"),
-    "message.part.updated": ("part", "part"),
-    "prompt.accepted": ("inbox", "info"),
-    "prompt.started": ("inbox", "info"),
-    "prompt.settled": ("inbox", "info"),
-    "permission.asked": ("ask", "info"),
-    "permission.replied": ("ask", "info"),
-    "question.asked": ("ask", "info"),
-    "question.replied": ("ask", "info"),
-}
 _COPIED: Final = {"session.created", "message.updated", "message.part.updated"}
 _MARKED: Final = (
     "SELECT (SELECT count(*) FROM message WHERE session_id = :id AND open = 1)"
@@ -160,8 +147,8 @@ class Watch:
         if kind not in _COPIED:
             self._born(story)
         self._broken(session_id, self._rules(story, kind, fact))
-        if kind in _PUTS:
-            table, field = _PUTS[kind]
+        if kind in PUTS:
+            table, field = PUTS[kind]
             record = fact[field]
             if table in ("message", "part"):
                 self._check_owner(story, table, record)
@@ -181,8 +168,8 @@ class Watch:
 
     def _rules(self, story: Story, kind: str, fact: Row) -> Iterator[Finding]:
         """What the story so far says against this event."""
-        if kind in _PUTS:
-            table, field = _PUTS[kind]
+        if kind in PUTS:
+            table, field = PUTS[kind]
             yield from rules.put(story, table, fact[field])
             taking_back = self.unreverting is None or self.unreverting[story.id]
             if table == "session" and not taking_back:
@@ -280,7 +267,6 @@ class Watch:
         elif table == "message" and record["role"] == "assistant":
             old = story.tables["message"].get(record["id"])
             if old is None:
-                story.step_s = self._time_s()
                 story.lives[record["id"]] = self._epoch(story.id)
             was_open = old is None or is_open("message", old)
             if old is not None and "error" in record and not record.get("summary"):
