@@ -53,8 +53,8 @@ class Runtime:
         models: further models that prompts may name.
         tools: tools or plain typed functions.
         system: the system prompt.
-        permissions: rules by permission, for example ``{"bash": "ask"}``; what no rule is
-            about is allowed.
+        permissions: rules by permission, for example ``{"bash": "ask"}``; calls that no
+            rule is about run, and a tool's own ``ask`` that none is about asks.
         limits: bounds on turns and tools.
         compaction: when and how sessions are compacted.
         restart: how crashed session actors are restarted.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from understudy.actors.core import calls, turns
 from understudy.actors.core.commands import CallDraft, OpenAsk, Reply
@@ -29,16 +29,19 @@ from understudy.store.records import (
 REJECTED = "The user rejected permission to use this specific tool call."
 
 
+Action: TypeAlias = Literal["allow", "ask", "deny"]
+
+
 def action_for(
-    d: Draft, permission: str | None, patterns: tuple[str, ...]
-) -> Literal["allow", "ask", "deny"]:
-    """What the rules say: the strictest action over the patterns; no rule allows."""
+    d: Draft, permission: str | None, patterns: tuple[str, ...], *, unruled: Action = "allow"
+) -> Action:
+    """What the rules say: the strictest action over the patterns, ``unruled`` where none does."""
     if permission is None:
         return "allow"
     rules = (*d.rules.permissions, *d.info.permission)
-    order: dict[str, Literal["allow", "ask", "deny"]] = {}
+    order: dict[str, Action] = {}
     for pattern in patterns or ("*",):
-        action: Literal["allow", "ask", "deny"] = "allow"
+        action = unruled
         for rule in rules:
             if fnmatchcase(permission, rule.permission) and fnmatchcase(pattern, rule.pattern):
                 action = rule.action
@@ -65,7 +68,7 @@ def ask_before(d: Draft, part: ToolPart, call: CallDraft) -> None:
 
 
 def open_ask(d: Draft, command: OpenAsk) -> None:
-    """A running tool asks. Rules answer at once where they can."""
+    """A running tool asks. Rules answer at once where they can; without one a person does."""
     found = calls.running_call(d, command.part_id)
     if found is None:
         d.start(ResolveAsk(ask=replace(command.ask, replied="closed")))
@@ -80,7 +83,7 @@ def open_ask(d: Draft, command: OpenAsk) -> None:
         command.ask, session_id=d.session_id, message_id=part.message_id, call_id=part.call_id
     )
     if ask.kind == "permission":
-        action = action_for(d, ask.permission, ask.patterns)
+        action = action_for(d, ask.permission, ask.patterns, unruled="ask")
         if action != "ask":
             replied = "once" if action == "allow" else "reject"
             d.start(ResolveAsk(ask=replace(ask, replied=replied)))
@@ -181,7 +184,9 @@ def _literal(text: str) -> str:
 def _grant_covered(d: Draft) -> None:
     """Answer the other requests that a new ``always`` rule covers."""
     for ask in list(d.asks.values()):
-        if ask.kind == "permission" and action_for(d, ask.permission, ask.patterns) == "allow":
+        if ask.kind != "permission":
+            continue
+        if action_for(d, ask.permission, ask.patterns, unruled="ask") == "allow":
             part = find_call(d, ask)
             _close(d, ask, "once")
             if part is not None and isinstance(part.state, ToolPending):

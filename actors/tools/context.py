@@ -81,7 +81,8 @@ class ToolContext(Protocol):
     ) -> None:
         """Wait for a person's permission (from a tool running in a thread).
 
-        Raises ``ToolError`` with the feedback when refused, ``TurnAborted`` when cancelled.
+        A rule that allows or denies it answers at once; without a rule a person is asked. Raises
+        ``ToolError`` with the feedback when refused, ``TurnAborted`` when cancelled.
         """
         ...
 

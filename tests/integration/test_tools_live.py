@@ -636,7 +636,7 @@ def test_a_running_tool_asks_for_permission(opened, watching, form):
         return "a hole"
 
     chosen = dig if form == "thread" else dig_async
-    runtime = opened(calling(Call("dig")), tools=[chosen], permissions={"dig": "ask"})
+    runtime = opened(calling(Call("dig")), tools=[chosen])
     session = runtime.create_session()
     watch = watching(session, after=0)
     refused = session.prompt("one")

@@ -225,6 +225,22 @@ def test_rules_answer_a_running_tool_without_a_person(action: str, replied: str)
     assert stage.resolved[-1].replied == replied
 
 
+def test_what_no_rule_is_about_is_asked_when_a_tool_asks_and_only_its_own_answer_counts() -> None:
+    stage = asking()
+    call = stage.call()
+    stage.answer("", call)
+    first, second = (
+        tool_ask(stage, call, kind="permission", permission=name, patterns=("f",))
+        for name in ("deploy", "publish")
+    )
+    for ask in (first, second):
+        stage.send(OpenAsk(part_id=call.part_id, ask=ask))
+        assert [fact.type for fact in stage.facts] == ["permission.asked"]
+    stage.send(Reply(ask_id=first.id, reply="always"))
+    assert stage.open_ask().id == second.id
+    check_all(stage)
+
+
 def test_a_tool_that_is_over_gets_its_request_back_closed() -> None:
     stage = asking()
     call = stage.call()
