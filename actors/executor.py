@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import random
 import threading
 from collections import deque
@@ -93,15 +94,19 @@ class Host(Protocol):
 class Execution:
     """What runs for one session: tasks by the id of the message or part they work for.
 
-    ``turn`` is the prompt whose time is counted, if turns have a limit; ``left_s`` is what it still
-    had when the timer was last set. ``asking`` are tools that wait for a person.
+    ``turn`` is the prompt it works for, until the session is deleted or passivated; ``left_s`` is
+    what that still had of its time when the timer was last set, and ``recalled`` what its
+    ``before_prompt`` hooks added. ``asking`` are tools that wait for a person.
     """
+
+    __slots__ = ("asking", "contexts", "left_s", "recalled", "tasks", "timer", "turn")
 
     def __init__(self) -> None:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.contexts: dict[str, CallContext] = {}
         self.turn = ""
         self.left_s = 0.0
+        self.recalled: Sequence[str] | None = None
         self.asking = 0
         self.timer: asyncio.TimerHandle | None = None
 
@@ -127,7 +132,6 @@ class Executor:
         self._woken = False
         self._executions: dict[str, Execution] = {}
         self._asks: dict[str, Pending[Ask]] = {}
-        self._recalled: dict[str, tuple[str, Sequence[str]]] = {}
         self._closed = False
 
     # --- what executions use -------------------------------------------------------------------
@@ -212,22 +216,29 @@ class Executor:
 
     def recalled(self, session_id: str, message_id: str) -> Sequence[str] | None:
         """What ``before_prompt`` hooks added to this turn; None before they were asked."""
-        turn, texts = self._recalled.get(session_id, ("", ()))
-        return texts if turn == message_id else None
+        execution = self._executions.get(session_id)
+        if execution is None or execution.turn != message_id:
+            return None
+        return execution.recalled
 
     def remember(self, session_id: str, message_id: str, texts: Sequence[str]) -> None:
-        self._recalled[session_id] = (message_id, texts)
+        """For the rest of the turn; it may be over by the time its hooks answer."""
+        execution = self._executions.get(session_id)
+        if execution is not None and execution.turn == message_id:
+            execution.recalled = texts
 
     def forget(self, session_id: str) -> None:
         """The session was deleted or passivated."""
-        self._recalled.pop(session_id, None)
         if session_id in self._executions:
             self._soon(lambda: self._drop(session_id))
 
     def _drop(self, session_id: str) -> None:
         execution = self._executions.get(session_id)
-        if execution is not None and not execution.tasks:
-            execution.stop_timer(self._loop.time())
+        if execution is None:
+            return
+        execution.stop_timer(self._loop.time())
+        execution.turn = ""
+        if not execution.tasks:
             del self._executions[session_id]
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
@@ -279,7 +290,7 @@ class Executor:
     def _apply(self, session_id: str, effect: Effect, term: int) -> None:
         match effect:
             case RunStep():
-                self._arm_turn(session_id, effect.prompt.message_id)
+                self._begin_turn(session_id, effect.prompt.message_id)
                 run = StepRun(self, session_id, effect).run
                 self._spawn(session_id, effect.message_id, run)
             case RunSummary():
@@ -329,15 +340,14 @@ class Executor:
 
     # --- the turn's time limit -----------------------------------------------------------------
 
-    def _arm_turn(self, session_id: str, message_id: str) -> None:
+    def _begin_turn(self, session_id: str, message_id: str) -> None:
         """Count a turn's time from its first step on."""
-        limit_s = self.rules.limits.turn_s
-        if limit_s is None:
-            return
         execution = self._executions.setdefault(session_id, Execution())
         if execution.turn != message_id:
             execution.stop_timer(self._loop.time())
-            execution.turn, execution.left_s = message_id, limit_s
+            execution.turn, execution.recalled = message_id, None
+            limit_s = self.rules.limits.turn_s
+            execution.left_s = math.inf if limit_s is None else limit_s
 
     def _pace(self, session_id: str, execution: Execution) -> None:
         """Let the turn's time run while something works for it; time spent on people is free."""
@@ -345,7 +355,7 @@ class Executor:
             return
         if not execution.tasks or execution.asking:
             execution.stop_timer(self._loop.time())
-        elif execution.timer is None:
+        elif execution.timer is None and execution.left_s < math.inf:
             execution.timer = self._loop.call_later(
                 execution.left_s, self._turn_expired, session_id, execution
             )

@@ -174,9 +174,11 @@ class Callers:
         said = source.said() if source is not None and not source.deleted else None
         fork = await session.fork()
         copied = self._stage.watch.stories[fork.id].copied
-        if said is not None and source is not None and not _within(copied, said):
-            if source.deleted or _within(copied, source.said()):
-                return  # it was said, or taken back, in between
+        if said is None or source is None or source.deleted:
+            return
+        # What was said or taken back in between may be in the copy or not.
+        still = source.said() == said
+        if not (_within(copied, said) if still else source.heard.issuperset(copied)):
             self._found("a fork is a copy", f"{fork.id} of {session.id}")
 
     async def delete(self, session: Session) -> None:

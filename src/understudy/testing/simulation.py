@@ -272,13 +272,9 @@ def _kept(process: Process, stuck: Sequence[Any]) -> dict[str, int]:
     return {
         "registry": len(engine.registry),
         "outcomes": len(engine.outcomes),
-        "executions": sum(
-            bool(each.tasks)
-            for each in executor._executions.values()  # noqa: SLF001 - memory shows from inside
-        ),
+        "executions": len(executor._executions),  # noqa: SLF001 - memory shows from inside
         "stuck calls": sum(call._executor is executor for call in stuck),  # noqa: SLF001
         "asks": len(executor._asks),  # noqa: SLF001
-        "recalled": len(executor._recalled),  # noqa: SLF001
         "unstarted": len(executor._unstarted),  # noqa: SLF001
         "streams": len(publisher._streams),  # noqa: SLF001
         "recent crashes": len(engine.supervisor._recent),  # noqa: SLF001

@@ -22,6 +22,7 @@ class Story:
         idle_told: ``session.idle`` came after the last time it was busy.
         titles: every title it had.
         used: tokens of its finished answers, and what it was born with.
+        heard: every text it ever had.
         copied: what people said in it when it was made: a fork's.
         cut_short: the conversations before the last answers that ended with an error.
         summaries: ids of the summaries each marker had, by the marker's part.
@@ -50,6 +51,7 @@ class Story:
         self.settled: set[str] = set()
         self.titles: list[str] = []
         self.used = 0
+        self.heard: set[str] = set()
         self.copied: list[str] = []
         self.cut_short: deque[list[str]] = deque(maxlen=16)
         self.summaries: dict[str, set[str]] = {}
@@ -144,6 +146,8 @@ class Story:
         key = record[KEYS[table]]
         self.places.setdefault(key, cursor)
         self.tables[table][key] = record
+        if table == "part" and record["type"] == "text":
+            self.heard.add(record["text"])
 
     def remove_message(self, message_id: str) -> None:
         self.tables["message"].pop(message_id, None)

@@ -153,7 +153,8 @@ class Tracking:
     def _account(self, book: _Book, call: _Call) -> None:
         """Hold the answer against what was known, then know what the call changed."""
         key, now_s = call.key, self._stage.now_s
-        claim, bypass = self._live(book.claims, key), self._live(book.bypasses, key)
+        claim = self._live(book.claims, key, call.before_s)
+        bypass = self._live(book.bypasses, key, call.before_s)
         if call.verb in ("claim", "renew", "release"):
             self._check_claim(call, claim)
         if call.verb == "claim" and call.answer:
@@ -168,7 +169,7 @@ class Tracking:
             if bypass is not None:
                 entry.extend(bypass.least_s, bypass.most_s)
                 entry.ttl_s = max(call.ttl_s, bypass.ttl_s)
-            else:
+            if bypass is None or now_s >= bypass.least_s:
                 self._since[key] = now_s
             book.bypasses[key] = entry
         elif call.verb == "unbypass":
@@ -213,10 +214,10 @@ class Tracking:
         elif bypass is not None:
             bypass.most_s = max(bypass.most_s, claim.most_s)  # if it was still live
 
-    def _live(self, entries: dict[str, _Entry], key: str) -> _Entry | None:
-        """The entry, if it may still be live; what is over is forgotten."""
+    def _live(self, entries: dict[str, _Entry], key: str, at_s: float) -> _Entry | None:
+        """The entry, if it may have been live at that time; what was over then is forgotten."""
         entry = entries.get(key)
-        if entry is not None and self._stage.now_s >= entry.most_s:
+        if entry is not None and at_s >= entry.most_s:
             del entries[key]
             return None
         return entry
@@ -236,7 +237,8 @@ class Tracking:
         """What the tracker shows is what the rules say."""
         now_s = self._stage.now_s
         shown = tracker.claims().get(key), tracker.is_bypassed(key)
-        claim, bypass = self._live(book.claims, key), self._live(book.bypasses, key)
+        claim = self._live(book.claims, key, now_s)
+        bypass = self._live(book.bypasses, key, now_s)
         if claim is None and shown[0] is not None:
             self._found(f"{key} is claimed by {shown[0].owner}, and should be free")
         held = shown[0].owner if shown[0] is not None else None
