@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 import msgspec
 import peewee
 
-from understudy.errors import InvalidInput, RuntimeClosed, StoreError, StoreUnreadable
+from understudy.errors import InvalidInput, RuntimeClosed, StoreError
 from understudy.store.claims import Orphan
 from understudy.store.database import Durability, check_existing, connect, translate
 from understudy.store.events import Event, read_event
@@ -95,7 +95,11 @@ class _Reader:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
-            self._connection.rollback()
+            if error is not None:
+                # Whoever keeps the error keeps its frames, and their cursors this snapshot open.
+                self._database.close()
+            else:
+                self._connection.rollback()
         finally:
             self._reads.give_back(self._database)
         if (ours := self._reads.translated(error)) is not None:
@@ -164,10 +168,7 @@ class Reads:
     def session(self, session_id: str) -> Session | None:
         with self.connection() as c:
             row = c.execute("SELECT data FROM session WHERE id = ?", (session_id,)).fetchone()
-        try:
-            return session_rows.decode(row[0]) if row else None
-        except msgspec.DecodeError as error:
-            raise StoreUnreadable(f"The record of session {session_id} is damaged") from error
+        return session_rows.record(row[0], session_id) if row else None
 
     def sessions(
         self,
@@ -350,7 +351,8 @@ class Reads:
                 "SELECT data FROM inbox WHERE session_id = ? AND message_id = ?", key
             ).fetchone()
             taken = c.execute("SELECT 1 FROM message WHERE session_id = ? AND id = ?", key)
-            return (prompt_rows.decode(row[0]) if row else None, taken.fetchone() is not None)
+            prompt = prompt_rows.record(row[0], message_id) if row else None
+            return (prompt, taken.fetchone() is not None)
 
     def prompts(self, session_id: str) -> list[Prompt]:
         """Every prompt a session ever accepted, oldest first."""
@@ -377,13 +379,13 @@ class Reads:
             row = c.execute(
                 "SELECT data FROM ask WHERE session_id = ? AND id = ?", (session_id, ask_id)
             ).fetchone()
-        return ask_rows.decode(row[0]) if row else None
+        return ask_rows.record(row[0], ask_id) if row else None
 
     def find_ask(self, ask_id: str) -> Ask | None:
         """A request by its id alone, open or closed."""
         with self.connection() as c:
             row = c.execute("SELECT data FROM ask WHERE id = ?", (ask_id,)).fetchone()
-        return ask_rows.decode(row[0]) if row else None
+        return ask_rows.record(row[0], ask_id) if row else None
 
     def asks(self, session_id: str | None = None) -> list[Ask]:
         """Open requests, oldest first."""

@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from understudy.errors import StoreUnreadable
 from understudy.store.records import AnyPart, Ask, Message, Prompt, Session
 
 logger = logging.getLogger("understudy.store")
@@ -26,6 +27,14 @@ class Kind(Generic[T]):
         self._name = name
         self.decode: Callable[[bytes], T] = msgspec.json.Decoder(record).decode
         self._decode_all: Callable[[bytes], list[T]] = msgspec.json.Decoder(list[record]).decode
+
+    def record(self, data: bytes, record_id: str) -> T:
+        """One record. Raises ``StoreUnreadable`` when it is damaged."""
+        try:
+            return self.decode(data)
+        except (msgspec.DecodeError, TypeError) as error:
+            problem = f"The record of {self._name} {record_id} is damaged and cannot be read"
+            raise StoreUnreadable(problem) from error
 
     def decoded(self, rows: Sequence[tuple[Any, ...]]) -> list[T]:
         """The records in the rows' last columns; a damaged one is reported and left out."""

@@ -189,3 +189,20 @@ def test_a_read_that_cannot_begin_is_an_error_of_ours_and_gives_its_connection_b
     database.connection().rollback()
     for _ in range(20):  # more than there are connections
         assert stored.read.session("ses_1") is None
+
+
+def test_a_kept_error_of_a_read_keeps_no_old_state_for_the_reads_after_it(stored):
+    new_session(stored, "ses_1")
+    held = []
+
+    def fail():
+        with stored.read.connection() as reader:
+            held.append(reader.execute("SELECT id FROM session UNION SELECT 'other'"))
+            held[0].fetchone()  # more would come
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    new_session(stored, "ses_2")
+    for _ in range(20):  # more than there are connections
+        assert stored.read.session("ses_2") is not None
