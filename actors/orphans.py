@@ -161,6 +161,7 @@ def loaded_of(
         later=found.later,
         summarised=found.summarised,
         tails=dict(tails or {}),
+        lost=found.lost,
     )
 
 

@@ -52,7 +52,7 @@ _STEP_PARTS: Final = """
 class Unfinished(msgspec.Struct, frozen=True):
     """What a session has open, each in order of creation; see ``commands.Loaded``.
 
-    ``damaged``: some of it cannot be read.
+    ``lost``: prompts without a message that can be read. ``damaged``: some of it cannot be read.
     """
 
     prompts: tuple[tuple[Prompt, UserMessage], ...] = ()
@@ -62,6 +62,7 @@ class Unfinished(msgspec.Struct, frozen=True):
     asks: tuple[Ask, ...] = ()
     later: frozenset[str] = frozenset()
     summarised: dict[str, str] = {}
+    lost: tuple[Prompt, ...] = ()
     damaged: bool = False
 
 
@@ -83,9 +84,12 @@ def unfinished(c: sqlite3.Connection, session_ids: Sequence[str]) -> dict[str, U
     readable: tuple[Mapping[str, Sequence[Any]], ...] = (messages, parts, prompts, asks)
     for session_id, count in Counter([row[0] for row in rows]).items():
         markers = tuple(_with_markers(c, parts[session_id]))
+        entries = tuple(_with_messages(prompts[session_id], prompted[session_id]))
+        kept = {prompt.message_id for prompt, _ in entries}
         found[session_id] = Unfinished(
             damaged=sum(len(each[session_id]) for each in readable) < count,
-            prompts=tuple(_with_messages(prompts[session_id], prompted[session_id])),
+            prompts=entries,
+            lost=tuple(each for each in prompts[session_id] if each.message_id not in kept),
             messages=(steps := tuple(_assistants(messages[session_id]))),
             parts=tuple(_all_parts(steps, inside[session_id], parts[session_id])),
             markers=markers,

@@ -130,7 +130,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
     ``later`` are the ids of active markers that a finished assistant message follows;
     ``summarised`` maps active markers to a finished summary they already have, and ``tails`` those
-    markers to the ``(head_end_id, tail_start_id)`` such a summary leaves.
+    markers to the ``(head_end_id, tail_start_id)`` such a summary leaves. ``lost`` are prompts
+    without a message that can be read.
     """
 
     prompts: tuple[Entry, ...] = ()
@@ -141,6 +142,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     later: frozenset[str] = frozenset()
     summarised: dict[str, str] = {}
     tails: dict[str, tuple[str | None, str | None]] = {}
+    lost: tuple[Prompt, ...] = ()
 
 
 class Recover(msgspec.Struct, frozen=True, kw_only=True):

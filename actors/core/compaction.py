@@ -374,6 +374,12 @@ def _close_marker(d: Draft, state: Literal["failed", "stale"], words: str) -> No
     d.compaction = None
 
 
+def close_unreadable(d: Draft, part: CompactionPart, failure: Failure) -> None:
+    """Close a marker whose message is gone."""
+    if part.active:
+        d.put_part(replace(part, state="failed", reason=failure.message))
+
+
 def close_summary(d: Draft, step: Step, reason: Reason, failure: Failure) -> None:
     """An errored summary is terminal: it has both an error and a finish."""
     message = replace(step.message, finish="error")

@@ -16,11 +16,13 @@ from understudy.actors.core.commands import Reason, Recover
 from understudy.actors.core.draft import Draft, replace
 from understudy.actors.core.effects import Cancel
 from understudy.actors.core.state import Compaction, Entry, Step, Turn
-from understudy.store.events import ActorRestarted
+from understudy.store.events import ActorRestarted, PromptSettled, SessionFailed
 from understudy.store.records import (
     BUSY,
     AnyPart,
+    CompactionPart,
     Failure,
+    Prompt,
     Status,
     ToolPart,
     ToolRunning,
@@ -32,6 +34,9 @@ Steps: TypeAlias = dict[str, Step]
 _UNKNOWN: Final = Status(type="busy", message="recovering")
 SET_ASIDE: Final = Failure(
     name="DeadLetter", data={"message": "Set aside: it keeps crashing its actor"}
+)
+UNREADABLE: Final = Failure(
+    name="PromptUnreadable", data={"message": "Its message is damaged and cannot be read"}
 )
 # Not one of the names that say "a person cut this short": the new step says it again.
 _STEP_RESTARTED: Final = Failure(
@@ -47,9 +52,10 @@ def recover(d: Draft, command: Recover) -> None:
     for part in loaded.parts:
         parts[part.message_id][part.id] = part
     steps = {message.id: Step(message, parts.pop(message.id, {})) for message in loaded.messages}
-    if steps or parts or loaded.prompts or loaded.markers:
+    if steps or parts or loaded.prompts or loaded.markers or loaded.lost:
         d.status = _UNKNOWN
 
+    _give_up(d, loaded.lost)
     _take_waiting(d, command)
     _take_turns(d, command, steps)
     d.asks = {ask.id: ask for ask in loaded.asks}
@@ -58,9 +64,13 @@ def recover(d: Draft, command: Recover) -> None:
         turns.close_turn(d, reason)
     for step in steps.values():
         _close_orphan(d, step, reason)
+    owned = {part.id for part, _ in loaded.markers}
     for dangling in parts.values():
         for part in dangling.values():
-            open_parts.close_part(d, part, reason)
+            if isinstance(part, CompactionPart) and part.id not in owned:
+                compaction.close_unreadable(d, part, UNREADABLE)
+            else:
+                open_parts.close_part(d, part, reason)
     _close_asks(d)
     _go_on(d)
     if d.status is _UNKNOWN:
@@ -95,6 +105,14 @@ def _go_on(d: Draft) -> None:
 
 
 # --- prompts -----------------------------------------------------------------------------------
+
+
+def _give_up(d: Draft, lost: tuple[Prompt, ...]) -> None:
+    """Settle prompts that nobody can answer: what they asked is gone."""
+    for prompt in lost:
+        settled = replace(prompt, outcome="failed", reason=UNREADABLE.message)
+        d.emit(SessionFailed(session_id=d.session_id, error=UNREADABLE))
+        d.emit(PromptSettled(session_id=d.session_id, info=settled))
 
 
 def _take_waiting(d: Draft, command: Recover) -> None:

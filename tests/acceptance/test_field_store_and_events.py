@@ -11,7 +11,15 @@ from compacting import WAIT_S, history_of, together, until
 
 from understudy import Runtime, signals
 from understudy.actors.models.scripted import Gate, Say, ScriptedModel, Wait
-from understudy.errors import StoreError, StoreFull, StoreTooNew, TurnAborted, UnderstudyError
+from understudy.errors import (
+    StoreError,
+    StoreFull,
+    StoreTooNew,
+    StoreUnreadable,
+    TurnAborted,
+    TurnFailed,
+    UnderstudyError,
+)
 
 
 @pytest.fixture
@@ -158,6 +166,54 @@ def test_f115_a_row_cut_to_nothing_does_not_hide_its_session(path, kind, caplog)
         again.fork().delete()
         assert again.delete().value == 1
     assert f"damaged {kind} row" in caplog.text
+
+
+@pytest.mark.parametrize("table", ["message", "inbox"])
+@pytest.mark.parametrize("place", ["running", "waiting"])
+def test_f115_a_prompt_that_cannot_be_read_has_its_end(path, tmp_path, table, place):
+    with Runtime(path, model=obedient()) as runtime:
+        session = runtime.create_session()
+        running, waiting = session.prompt("stall"), session.prompt("say late")
+        copy = plant.copy_store(path, tmp_path / "killed" / "a.db")
+    lost, kept = (running, waiting) if place == "running" else (waiting, running)
+    column = "id" if table == "message" else "message_id"
+    plant.write(copy, f"UPDATE {table} SET data = x'7b' WHERE {column} = ?", lost.message_id)
+    with Runtime(copy, model=obedient()) as runtime:
+        again = runtime.session(session.id)
+        again.wait_idle(timeout_s=WAIT_S)
+        with pytest.raises(TurnFailed if table == "message" else StoreUnreadable) as caught:
+            again.turn(lost.message_id).result(timeout_s=WAIT_S)
+        assert "cannot be read" in str(caught.value)
+        outcome = "answered" if kept is waiting else "interrupted"
+        prompts = {prompt.message_id: prompt.outcome for prompt in again.prompts()}
+        assert prompts[kept.message_id] == outcome
+        assert again.prompt("say on").result(timeout_s=WAIT_S).text == "on"
+    with Runtime(copy, model=obedient()) as runtime:
+        assert plant.open_counts(copy) == dict.fromkeys(plant.open_counts(copy), 0)
+        assert runtime.live_sessions() == 0
+
+
+def test_f115_a_marker_that_cannot_be_read_holds_nothing_up(path, tmp_path):
+    gate = Gate()
+    model = ScriptedModel(
+        lambda request: [Wait(gate)] if request.purpose == "summary" else [Say("word " * 300)]
+    )
+    with Runtime(path, model=model) as runtime:
+        session = runtime.create_session()
+        for _ in range(3):
+            session.prompt("go").result(timeout_s=WAIT_S)
+        marker = session.compact()
+        gate.wait_reached()
+        copy = plant.copy_store(path, tmp_path / "killed" / "a.db")
+        gate.open()
+    plant.write(copy, "UPDATE message SET data = x'7b' WHERE id = ?", marker.marker_id)
+    with Runtime(copy, model=ScriptedModel([[Say("short")]] * 9)) as runtime:
+        again = runtime.session(session.id)
+        again.wait_idle(timeout_s=WAIT_S)
+        assert again.prompt("on").result(timeout_s=WAIT_S).text
+        assert again.compact().result(timeout_s=WAIT_S).value
+    with Runtime(copy) as runtime:
+        assert runtime.live_sessions() == 0
 
 
 def test_f116_what_could_not_be_stored_is_refused_visibly_and_later_works(path):
