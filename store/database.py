@@ -161,6 +161,13 @@ def _migrate(database: SqliteDatabase) -> None:
         database.pragma("user_version", SCHEMA_VERSION)
 
 
+def room_bytes(path: Path) -> int:
+    """The room that is left beside a file."""
+    from shutil import disk_usage
+
+    return disk_usage(path.parent).free
+
+
 # --- errors ------------------------------------------------------------------------------------
 
 

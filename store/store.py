@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from understudy.errors import CommandTimeout, StoreError
 from understudy.store import claims, damage, journal
 from understudy.store.changes import Change, Transaction
-from understudy.store.database import Durability, check_path, prepare, translated
+from understudy.store.database import Durability, check_path, prepare, room_bytes, translated
 from understudy.store.events import AnyFact, Event
 from understudy.store.lanes import MakeLane, ThreadLane, wait_released
 from understudy.store.lease import LEASE_S, Lease
@@ -86,7 +86,11 @@ class Store:
                 self.lease.sweep()
             self._reads = Reads(self.path, durability=self._durability)
             self._writer = Writer(
-                self._database, published=self._published, fault=self._fault, lane=self._lane
+                self._database,
+                published=self._published,
+                room_bytes=functools.partial(room_bytes, self.path),
+                fault=self._fault,
+                lane=self._lane,
             )
             self.lease.extend(self.run(lambda tx: self.lease.register(tx, now_ms=self._wall_ms())))
             if sqlite3.sqlite_version_info < SOUND_SQLITE and self.run(self.lease.is_shared):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from tenacity import (
     Retrying,
@@ -18,7 +18,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from understudy.errors import RuntimeClosed, StoreBusy, UnderstudyError
+from understudy.errors import RuntimeClosed, StoreBusy, StoreFull, UnderstudyError
 from understudy.store.changes import Change, Transaction, statements
 from understudy.store.database import BUSY_TIMEOUT_S, translate
 from understudy.store.events import Event
@@ -31,6 +31,19 @@ logger = logging.getLogger("understudy.store")
 
 MAX_GROUP: Final = 512
 CHECKPOINT_EVERY: Final = 2_000  # commits between checkpoints that truncate the log
+LOG_PAGES: Final = 4_000
+"""Pages of log after which a commit brings it back into the database: some 16 MB.
+
+A page that many commits change is then brought back once; one table of the log's index holds so
+many, so that readers look in one.
+"""
+LOG_PAGES_MIN: Final = 100
+LOG_SHARE: Final = 4
+"""The log takes no more than this part of the room there is.
+
+To bring a log back may take as much room as the log has: one that has filled the disk by itself
+could never be brought back, and nothing could be written again.
+"""
 
 Events: TypeAlias = list[Event]
 Work: TypeAlias = Callable[[Transaction], tuple[Any, Events]]
@@ -95,6 +108,7 @@ class Writer:
 
     ``published(events)`` is called after each commit with its events in cursor order, before
     the jobs' own callbacks; both run in the writer's lane and must not block.
+    ``room_bytes()`` is how much room the disk has.
     ``fault(point)`` is called before "begin", "commit" and after "committed": a test hook that
     may raise or kill.
     """
@@ -104,10 +118,14 @@ class Writer:
         database: SqliteDatabase,
         *,
         published: Callable[[Events], None],
+        room_bytes: Callable[[], int],
         fault: FaultHook | None = None,
         lane: MakeLane = ThreadLane,
     ) -> None:
         self._connection: sqlite3.Connection = database.connection()
+        self._room_bytes = room_bytes
+        self._page_bytes: int = database.pragma("page_size")
+        self._log_pages = 0
         self._statements = statements()
         self._published = published
         self._fault = fault
@@ -155,6 +173,7 @@ class Writer:
         outcome: list[tuple[Job, Exception | None]] = []
         if all(job.change is None and job.work is None for job in jobs):
             return [(job, None) for job in jobs]
+        self._bound_log()
         self._fire("begin")
         for attempt in _busy_policy():
             with attempt:
@@ -179,20 +198,30 @@ class Writer:
 
     def _recover(self, jobs: Sequence[Job], error: Exception) -> None:
         """Nothing was written. Try each job alone, so that a bad one fails alone."""
+        failure = error if isinstance(error, UnderstudyError) else _as_ours(error)
+        if isinstance(failure, StoreFull):
+            self._checkpoint("PASSIVE")  # where the log cannot grow, it can still begin anew
         if len(jobs) == 1:
-            failure = error if isinstance(error, UnderstudyError) else _as_ours(error)
             self._call(jobs[0].done, None, [], failure)
             return
         logger.warning("A group of %d changes failed (%s); trying each alone", len(jobs), error)
         for job in jobs:
             self.commit([job])
 
-    def _checkpoint(self) -> None:
-        """Bring the log back into the database, and give its space back."""
+    def _bound_log(self) -> None:
+        """Say at which size the next commit brings the log back."""
+        share = self._room_bytes() // (self._page_bytes * LOG_SHARE)
+        pages = max(LOG_PAGES_MIN, min(share, LOG_PAGES))
+        if pages != self._log_pages:
+            self._connection.execute(f"PRAGMA wal_autocheckpoint = {pages}").fetchall()
+            self._log_pages = pages
+
+    def _checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"] = "TRUNCATE") -> None:
+        """Bring the log back into the database and, unless ``PASSIVE``, give its room back."""
         try:
             # Never wait for a reader: what cannot be truncated now is truncated next time.
             self._connection.execute("PRAGMA busy_timeout = 0")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         except sqlite3.Error as error:
             logger.info("Checkpoint put off: %s", error)
         finally:

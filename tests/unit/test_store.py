@@ -1,5 +1,6 @@
 """The store by itself: files it refuses, work it does in pieces, callbacks it survives."""
 
+import contextlib
 import functools
 import logging
 import sqlite3
@@ -44,8 +45,8 @@ def wait(begin):
     return outcome[:2]
 
 
-def new_session(store, session_id="ses_1", *, facts=1):
-    info = Session(id=session_id, title="t", time=SessionTime(created=1, updated=1))
+def new_session(store, session_id="ses_1", *, facts=1, title="t"):
+    info = Session(id=session_id, title=title, time=SessionTime(created=1, updated=1))
     created = (SessionCreated(session_id=session_id, info=info),) * facts
     return wait(functools.partial(store.create, info, created))[0]
 
@@ -141,6 +142,60 @@ def test_a_checkpoint_that_cannot_be_made_is_put_off(stored):
     assert stored.run(reader) == 5_000
     new_session(stored)
     assert stored.read.session("ses_1").title == "t"
+
+
+# --- the log -----------------------------------------------------------------------------------
+
+MANY = 50  # facts, of a page of text each, of one session
+
+
+def log_bytes(store):
+    return store.path.with_name(store.path.name + "-wal").stat().st_size
+
+
+def grow(store, *, until_bytes):
+    """Create sessions of some 200 kB, and look at the log after each: its largest size."""
+    largest = 0
+    for number in range(until_bytes // (MANY * 4096)):
+        new_session(store, f"ses_{number}", facts=MANY, title="t" * 4096)
+        largest = max(largest, log_bytes(store))
+    return largest
+
+
+def test_the_log_is_brought_back_at_16_mb_where_there_is_room(stored):
+    assert 14 << 20 < grow(stored, until_bytes=24 << 20) < 18 << 20
+
+
+def test_the_log_leaves_the_room_that_it_takes_to_bring_it_back(stored, monkeypatch):
+    room = 8 << 20
+    monkeypatch.setattr(stored._writer, "_room_bytes", lambda: room)
+    assert grow(stored, until_bytes=8 << 20) <= room // 4 + (1 << 20)
+
+
+def test_a_log_that_cannot_grow_is_brought_back_to_begin_anew(tmp_path):
+    full = threading.Event()
+
+    def fault(point):
+        if point == "commit" and full.is_set():
+            raise sqlite3.OperationalError("database or disk is full")
+
+    store = Store(
+        tmp_path / "a.db", runtime_id="r", wall_ms=lambda: 1, published=lambda _: None, fault=fault
+    )
+    store.open()
+    new_session(store)
+    full.set()
+    with pytest.raises(errors.StoreFull):
+        new_session(store, "ses_2")
+    without_log = tmp_path / "b.db"
+    without_log.write_bytes(store.path.read_bytes())
+    with contextlib.closing(sqlite3.connect(without_log)) as connection:
+        assert connection.execute("SELECT id FROM session").fetchall() == [("ses_1",)]
+    before = log_bytes(store)
+    full.clear()
+    new_session(store, "ses_2")
+    assert log_bytes(store) == before
+    store.close()
 
 
 def test_the_crash_of_a_session_that_is_gone_is_refused(stored):
