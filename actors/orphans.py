@@ -162,6 +162,7 @@ def loaded_of(
         summarised=found.summarised,
         tails=dict(tails or {}),
         lost=found.lost,
+        steps=found.steps,
     )
 
 

@@ -49,10 +49,24 @@ _STEP_PARTS: Final = """
 """
 
 
+# A step that has failed, and a summary, are none; no text of theirs is in a message's own record.
+_STEPS: Final = """
+    SELECT i.session_id, a.turn, count(DISTINCT a.id) FROM json_each(?1) j
+    CROSS JOIN inbox i INDEXED BY inbox_open ON i.session_id = j.value AND i.open = 1
+    CROSS JOIN message m ON m.session_id = i.session_id AND m.id = i.message_id
+    CROSS JOIN message a INDEXED BY message_order
+      ON a.session_id = m.session_id AND a.turn = m.turn AND a.role = 'assistant' AND a.open = 0
+    WHERE instr(a.data, CAST('"error":{' AS BLOB)) + instr(a.data, CAST('"summary":true' AS BLOB))
+      = 0
+    GROUP BY 1, 2
+"""
+
+
 class Unfinished(msgspec.Struct, frozen=True):
     """What a session has open, each in order of creation; see ``commands.Loaded``.
 
-    ``lost``: prompts without a message that can be read. ``damaged``: some of it cannot be read.
+    ``lost``: prompts without a message that can be read. ``steps``: how many steps the turns of
+    prompts have finished, by number. ``damaged``: some of it cannot be read.
     """
 
     prompts: tuple[tuple[Prompt, UserMessage], ...] = ()
@@ -63,6 +77,7 @@ class Unfinished(msgspec.Struct, frozen=True):
     later: frozenset[str] = frozenset()
     summarised: dict[str, str] = {}
     lost: tuple[Prompt, ...] = ()
+    steps: dict[int, int] = {}
     damaged: bool = False
 
 
@@ -80,6 +95,9 @@ def unfinished(c: sqlite3.Connection, session_ids: Sequence[str]) -> dict[str, U
     messages = message_rows.by_session(kinds["message"])
     prompts = prompt_rows.by_session(kinds["inbox"])
     prompted = message_rows.by_session(c.execute(_PROMPTED, ids).fetchall() if prompts else ())
+    steps: dict[str, dict[int, int]] = defaultdict(dict)
+    for session_id, turn, count in c.execute(_STEPS, ids) if prompts else ():
+        steps[session_id][turn] = count
     inside = part_rows.by_session(c.execute(_STEP_PARTS, ids).fetchall() if messages else ())
     readable: tuple[Mapping[str, Sequence[Any]], ...] = (messages, parts, prompts, asks)
     for session_id, count in Counter([row[0] for row in rows]).items():
@@ -90,8 +108,9 @@ def unfinished(c: sqlite3.Connection, session_ids: Sequence[str]) -> dict[str, U
             damaged=sum(len(each[session_id]) for each in readable) < count,
             prompts=entries,
             lost=tuple(each for each in prompts[session_id] if each.message_id not in kept),
-            messages=(steps := tuple(_assistants(messages[session_id]))),
-            parts=tuple(_all_parts(steps, inside[session_id], parts[session_id])),
+            steps=steps[session_id],
+            messages=(answers := tuple(_assistants(messages[session_id]))),
+            parts=tuple(_all_parts(answers, inside[session_id], parts[session_id])),
             markers=markers,
             asks=tuple(asks[session_id]),
             later=_later(c, session_id, markers),

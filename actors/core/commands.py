@@ -131,7 +131,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     ``later`` are the ids of active markers that a finished assistant message follows;
     ``summarised`` maps active markers to a finished summary they already have, and ``tails`` those
     markers to the ``(head_end_id, tail_start_id)`` such a summary leaves. ``lost`` are prompts
-    without a message that can be read.
+    without a message that can be read. ``steps`` counts the finished steps of turns, by number.
     """
 
     prompts: tuple[Entry, ...] = ()
@@ -143,6 +143,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     summarised: dict[str, str] = {}
     tails: dict[str, tuple[str | None, str | None]] = {}
     lost: tuple[Prompt, ...] = ()
+    steps: dict[int, int] = {}
 
 
 class Recover(msgspec.Struct, frozen=True, kw_only=True):

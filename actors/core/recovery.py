@@ -141,7 +141,8 @@ def _take_turns(d: Draft, command: Recover, steps: Steps) -> None:
             if step.message.turn == number and not step.message.summary
         ]
         step = steps.pop(open_ids[-1]) if open_ids else None
-        d.turn = Turn(entry=host, joined=tuple(joined), step=step)
+        done = command.loaded.steps.get(number, 0)
+        d.turn = Turn(entry=host, joined=tuple(joined), steps=done, step=step)
         if any(entry.prompt.message_id == command.set_aside for entry in entries[number]):
             turns.close_turn(d, command.reason, failure=SET_ASIDE, outcome="failed")
         elif number != max(entries):

@@ -158,9 +158,9 @@ class State(msgspec.Struct, frozen=True):
     """A live session.
 
     ``seq`` is the number of its last event. ``compacted``: a compaction was committed since the
-    last finished step. That, the counts of a turn and what a step ``asked`` are not stored: after
-    a restart they begin anew, bounded by the attempts of prompts and markers, which are, or by the
-    answers of the person that a turn waits for.
+    last finished step. That, a turn's failures and repeats and what a step ``asked`` are not
+    stored: after a restart they begin anew, bounded by the attempts of prompts and markers, which
+    are, by the turn's steps, which are counted, or by the answers of the person it waits for.
     """
 
     info: Session

@@ -71,6 +71,26 @@ def test_a_session_that_crashed_idle_goes_on_as_if_nothing_had_been(opened, watc
     assert runtime.restarts == 1
 
 
+def test_a_turn_that_waits_for_people_over_a_crash_keeps_to_its_steps(opened, watching):
+    @tool(permission="dig")
+    def dig() -> str:
+        """Dig."""
+        return "a hole"
+
+    model, rules = ScriptedModel([Call("dig")] * 9), {"dig": "ask"}
+    runtime = opened(model, tools=[dig], permissions=rules, limits=Limits(steps=2), restart=QUICK)
+    session = runtime.create_session()
+    watch = watching(session)
+    turn = session.prompt("dig")
+    runtime.reply(watch.until("permission.asked").data.info.id, "once")
+    ask = watch.until("permission.asked").data.info
+    crash(session)
+    watch.until("actor.restarted")
+    runtime.reply(ask.id, "once")
+    with pytest.raises(errors.TurnFailed, match="No answer within 2 steps"):
+        turn.result(timeout_s=15)
+
+
 def test_a_crash_in_a_turn_ends_it_and_the_queue_goes_on(opened):
     gate = Gate()
     runtime = opened(gated(gate), restart=QUICK)

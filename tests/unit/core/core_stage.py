@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import msgspec
@@ -215,6 +215,14 @@ def loaded(rows: Rows) -> Loaded:
         asks=tuple(ask for ask in rows.asks.values() if ask.replied is None),
         later=frozenset(later),
         summarised=summarised,
+        steps=Counter(
+            message.turn
+            for message in rows.messages.values()
+            if isinstance(message, AssistantMessage)
+            and message.time.completed is not None
+            and message.error is None
+            and not message.summary
+        ),
     )
 
 

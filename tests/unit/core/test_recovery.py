@@ -456,6 +456,24 @@ def test_resuming_is_bounded_by_a_durable_count() -> None:
     assert stage.outcome(key) == "interrupted"
 
 
+@pytest.mark.parametrize("rules", [ASK, replace(ASK, on_restart="resume")])
+def test_the_limit_of_steps_holds_over_restarts(rules: Rules) -> None:
+    stage = Stage(rules=replace(rules, limits=Limits(steps=3, resume_attempts=9)))
+    key = stage.prompt("a")
+    for number in range(3):
+        assert stage.outcome(key) is None
+        call = stage.call("bash", permission="bash", patterns=(str(number),))
+        stage.answer("", call)
+        stage.crash()
+        stage.send(Reply(ask_id=stage.open_ask().id, reply="once"))
+        stage.finish_tool(call)
+    assert (stage.outcome(key), stage.rows.prompts[key].reason) == (
+        "failed",
+        "No answer within 3 steps",
+    )
+    check_settled(stage)
+
+
 def test_resuming_keeps_what_waits_for_a_person_and_repeats_what_may_be() -> None:
     stage = Stage(rules=replace(ASK, on_restart="resume"))
     stage.prompt("a")
