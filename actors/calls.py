@@ -323,10 +323,11 @@ class CallRun:
 
     async def _run_async(self, tool: Tool, arguments: str) -> ToolResult | BaseException | None:
         """Like ``_run_sync`` on the tools' own loop: one that blocks it cannot stop a stream."""
+        coroutines = self._executor.coroutines
+        if coroutines.lost >= LOST_MAX:
+            return ToolError(f"Not run: {LOST_MAX:,} calls that were cancelled do not end")
         loop = asyncio.get_running_loop()
         finished: asyncio.Future[ToolResult | BaseException | None] = loop.create_future()
-        task: list[asyncio.Task[None]] = []
-        tools_loop = self._executor.tools_loop()
 
         async def job() -> None:
             if self._is_over():
@@ -335,17 +336,12 @@ class CallRun:
             result = await _awaited(tool, arguments, self.context) if proved else None
             _tell(loop, finished, result)
 
-        inherited = contextvars.copy_context()
-
-        def start() -> None:
-            if not self._is_over():
-                task.append(tools_loop.create_task(job(), context=inherited))
-
-        tools_loop.call_soon_threadsafe(start)
+        name = f"Tool {tool.name} of session {self._part.session_id}"
+        give_up = coroutines.submit(name, job, context=contextvars.copy_context())
         try:
             return await finished
         except asyncio.CancelledError:
-            tools_loop.call_soon_threadsafe(lambda: [each.cancel() for each in task])
+            give_up()
             raise
 
 

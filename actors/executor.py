@@ -26,6 +26,7 @@ from understudy.actors.core.effects import (
     RunSummary,
     RunTool,
 )
+from understudy.actors.coroutines import Coroutines
 from understudy.actors.pending import Pending, failing
 from understudy.actors.steps import StepRun, SummaryRun
 from understudy.errors import InvalidInput, RuntimeClosed, SessionNotFound, UnderstudyError
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from understudy.actors.core.state import Rules
     from understudy.actors.hooks import Hooks
     from understudy.actors.models.protocol import Model
-    from understudy.actors.platform import Loop, Platform
+    from understudy.actors.platform import Platform
     from understudy.actors.publisher import Publisher
     from understudy.actors.session import Session as SessionHandle
     from understudy.actors.tools.tool import Tool
@@ -124,7 +125,7 @@ class Executor:
         self.host = host
         self.workers = host.platform.workers(_TOOL_THREADS)
         self._turns = host.platform.loop("understudy-turns")
-        self._tools: Loop | None = None
+        self.coroutines = Coroutines(host.platform, self.call_later)
         self._readers = host.platform.calls("understudy-context", _READERS)
         self._lock = threading.Lock()
         self._todo: deque[tuple[str, Sequence[Effect], int]] = deque()
@@ -192,14 +193,6 @@ class Executor:
                         return model
                 raise InvalidInput(f"No model {'/'.join(wanted)} in this runtime", field="model")
         return self.host.models[0]
-
-    def tools_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop of coroutine tools, started when the first one runs."""
-        with self._lock:
-            if self._tools is None:
-                self._tools = self.host.platform.loop("understudy-async-tools")
-                self._tools.start()
-            return self._tools.loop
 
     def expect(self, session_id: str, ask_id: str) -> Pending[Ask]:
         """The answer to a running tool's ask, when a person gives it."""
@@ -437,8 +430,7 @@ class Executor:
         for answer in list(self._asks.values()):
             answer.fail(RuntimeClosed("The runtime closed before anybody answered"))
         stopped = self._turns.stop(timeout_s, first=self._cancel_calls, last=self._close_models)
-        if self._tools is not None:
-            stopped &= self._tools.stop(timeout_s)
+        stopped &= self.coroutines.stop(timeout_s)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self.workers.close()
         return stopped

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
+from understudy.actors.coroutines import GiveUp
 from understudy.actors.handles import TranscriptMessage
 from understudy.actors.pending import Pending
 from understudy.actors.workers import LOST_MAX
@@ -94,7 +95,7 @@ class Hooks:
         self._engine = engine
         self._hook_s = hook_s
         self.workers = engine.platform.workers(_HOOK_THREADS)  # not the tools': hooks may hang
-        self._running: dict[int, tuple[HookCall, float]] = {}  # by thread, if nobody waits
+        self._running: dict[object, tuple[HookCall, float, GiveUp]] = {}  # if nobody waits
         self._hooks: dict[str, tuple[Hook, ...]] = {}
         if hooks is not None and not isinstance(hooks, Mapping):
             raise InvalidInput("hooks are functions by the name of their hook", field="hooks")
@@ -153,17 +154,15 @@ class Hooks:
         """Run a hook that nobody waits for, as ``let_go`` does in the end."""
         if self.passes(call.hook, call.session.id, internal=internal):
             for hook in self._hooks[call.hook]:
-                self._start(hook, call, None)
+                self._start(hook, call, waited_for=False)
 
     def let_go(self) -> None:
-        """Report the hooks that take more than ``hook_s``; their threads are made up for."""
+        """Report the hooks that take more than ``hook_s``, and give up on them."""
         late = self._engine.clock.monotonic_s() - self._hook_s
-        for thread_id, entry in list(self._running.items()):
-            call, since_s = entry
-            if since_s < late and self._running.get(thread_id) is entry:
-                self._running.pop(thread_id, None)
+        for key, (call, since_s, give_up) in list(self._running.items()):
+            if since_s < late and self._running.pop(key, None) is not None:
                 logger.error("Hook %s took more than %g s", call.hook, self._hook_s)
-                self.workers.abandon(thread_id)
+                give_up()
 
     async def gather(self, call: HookCall, *, internal: bool) -> list[str]:
         """Run a hook before something goes on; returns the texts it gives."""
@@ -171,8 +170,7 @@ class Hooks:
             return []
         texts = []
         for hook in self._hooks[call.hook]:
-            thread_ids: list[int] = []
-            done = self._start(hook, call, thread_ids)
+            done, give_up = self._start(hook, call)
             try:
                 async with asyncio.timeout(self._hook_s):
                     value = await done.wait()
@@ -180,48 +178,69 @@ class Hooks:
                 logger.error("Hook %s took more than %g s", call.hook, self._hook_s)  # noqa: TRY400 - no news in it
                 continue
             finally:
-                if thread_ids and not done.done:
-                    self.workers.abandon(thread_ids[0])
+                if not done.done:
+                    give_up()
             if isinstance(value, str) and value.strip():
                 texts.append(value)
         return texts
 
-    def _start(self, hook: Hook, call: HookCall, thread_ids: list[int] | None) -> Pending[Any]:
-        """Call a hook: a function on a worker, else on the tools' loop.
+    def _start(
+        self, hook: Hook, call: HookCall, *, waited_for: bool = True
+    ) -> tuple[Pending[Any], GiveUp]:
+        """Call a hook: a function on a worker, a coroutine function on the tools' loop.
 
-        ``thread_ids`` gets the worker's, for who waits; of the others it is noted here.
+        Gives its result and what to call when nobody waits for that any more; a hook that nobody
+        ever waits for is noted while it runs.
         """
         done: Pending[Any] = Pending()
         context = contextvars.copy_context()
         context.run(_inside.set, call.hook)
-        if inspect.iscoroutinefunction(hook):
-            loop = self._engine.executor.tools_loop()
-            coroutine = _guarded_async(hook, call, done)
-            loop.call_soon_threadsafe(
-                lambda: loop.create_task(coroutine, context=context), context=context
-            )
-        elif self.workers.lost >= LOST_MAX:
+        coroutines = self._engine.executor.coroutines
+        is_coroutine = inspect.iscoroutinefunction(hook)
+        if (coroutines if is_coroutine else self.workers).lost >= LOST_MAX:
             logger.error("Hook %s was not run: %d others never returned", call.hook, LOST_MAX)
             done.set(None)
-        else:
+            return done, _nothing
+        if is_coroutine:
+            name = f"Hook {call.hook} of session {call.session.id}"
+            give_up = coroutines.submit(
+                name, lambda: _guarded_async(hook, call, done), context=context
+            )
+            if not waited_for:
+                self._note(call, give_up, done)
+            return done, give_up
+        thread_ids: list[int] = []
 
-            def job() -> None:
-                me = threading.get_ident()
-                if thread_ids is not None:
-                    thread_ids.append(me)
-                    context.run(_guarded, hook, call, done)
-                    return
-                self._running[me] = entry = (call, self._engine.clock.monotonic_s())
-                context.run(_guarded, hook, call, done)
-                if self._running.get(me) is entry:
-                    self._running.pop(me, None)
+        def abandon() -> None:
+            if thread_ids:
+                self.workers.abandon(thread_ids[0])
 
-            self.workers.submit(job)
-        return done
+        def job() -> None:
+            thread_ids.append(threading.get_ident())
+            if not waited_for:
+                self._note(call, abandon, done)
+            context.run(_guarded, hook, call, done)
+
+        self.workers.submit(job)
+        return done, abandon
+
+    def _note(self, call: HookCall, give_up: GiveUp, done: Pending[Any]) -> None:
+        """Keep it among those that run until it is done, or given up on."""
+        key = object()
+        self._running[key] = (call, self._engine.clock.monotonic_s(), give_up)
+
+        def forget(_: Pending[Any]) -> None:
+            self._running.pop(key, None)
+
+        done.then(forget)
 
     def close(self) -> None:
         """Let idle threads end now; a hook that runs is not waited for."""
         self.workers.close()
+
+
+def _nothing() -> None:
+    """Nobody waited for it in the first place."""
 
 
 def _guarded(hook: Hook, call: HookCall, done: Pending[Any]) -> None:
@@ -235,6 +254,9 @@ def _guarded(hook: Hook, call: HookCall, done: Pending[Any]) -> None:
 async def _guarded_async(hook: Hook, call: HookCall, done: Pending[Any]) -> None:
     try:
         done.set(await hook(call))
+    except asyncio.CancelledError:  # it took too long, which was said
+        logger.info("Hook %s was cancelled for session %s", call.hook, call.session.id)
+        done.set(None)
     except BaseException:
         logger.exception("Hook %s failed for session %s", call.hook, call.session.id)
         done.set(None)

@@ -1,6 +1,7 @@
 """Apps, models, hooks and people that do what they should not: it stays their own trouble."""
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import sys
@@ -281,6 +282,103 @@ def test_tools_that_never_return_are_bounded(opened, monkeypatch, eventually):
     assert hung == [0, 1]
     release.set()
     eventually(lambda: runtime.engine.executor.workers.lost == 0)
+
+
+class Deaf:
+    """Awaits until it is released, whatever cancels it."""
+
+    def __init__(self):
+        self.begun, self._released = [], threading.Event()
+
+    async def __call__(self, about):
+        self.begun.append(about)
+        while not self._released.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        return "back"
+
+    def release(self):
+        self._released.set()
+
+
+@pytest.fixture
+def deaf(monkeypatch):
+    monkeypatch.setattr("understudy.actors.coroutines.GRACE_S", 0.05)
+    deaf = Deaf()
+    yield deaf
+    deaf.release()
+
+
+def test_coroutine_tools_deaf_to_their_cancellation_are_left_reported_and_bounded(
+    opened, deaf, caplog, monkeypatch, eventually
+):
+    monkeypatch.setattr("understudy.actors.calls.LOST_MAX", 2)
+
+    @tool(timeout_s=0.05)
+    async def listen(n: int) -> str:
+        """Listen to nobody."""
+        return await deaf(n)
+
+    calls = [Call("listen", {"n": n}) for n in range(3)]
+    runtime = opened(ScriptedModel([*calls[:2], "two", calls[2], "done"]), tools=[listen])
+    session = runtime.create_session()
+    assert session.prompt("go").result(timeout_s=15).text == "two"
+    eventually(lambda: runtime.engine.executor.coroutines.lost == 2)
+    assert caplog.text.count(f"Tool listen of session {session.id} goes on 0.05 s after") == 2
+    assert session.prompt("go").result(timeout_s=15).text == "done"
+    *_, last = [part.state.error for m in session.messages() for part in m.tools]
+    assert last == "Not run: 2 calls that were cancelled do not end"
+    assert deaf.begun == [0, 1]
+    deaf.release()
+    eventually(lambda: runtime.engine.executor.coroutines.lost == 0)
+
+
+@pytest.mark.parametrize("hook", ["before_prompt", "after_turn"])
+def test_coroutine_hooks_deaf_to_their_cancellation_are_left_and_reported(
+    opened, deaf, caplog, hook, eventually
+):
+    async def listen(call):
+        await deaf(call.hook)
+
+    runtime = opened(hooks={hook: listen}, hook_s=0.05)
+    session = runtime.create_session()
+    session.prompt("go").result(timeout_s=15)
+    eventually(lambda: runtime.engine.executor.coroutines.lost == 1)
+    assert f"Hook {hook} took more than 0.05 s" in caplog.text
+    assert f"Hook {hook} of session {session.id} goes on 0.05 s after" in caplog.text
+    deaf.release()
+    eventually(lambda: runtime.engine.executor.coroutines.lost == 0)
+
+
+def test_a_coroutine_tool_that_blocks_its_loop_holds_up_no_other_for_good(
+    opened, monkeypatch, caplog, eventually
+):
+    monkeypatch.setattr("understudy.actors.coroutines.GRACE_S", 0.05)
+    release = threading.Event()
+
+    @tool(timeout_s=0.05)
+    async def block() -> str:
+        """Block."""
+        release.wait(60)
+        return "back"
+
+    @tool
+    async def work() -> str:
+        """Work."""
+        return "worked"
+
+    model = ScriptedModel([Call("block"), "left", Call("work"), "done"])
+    runtime = opened(model, tools=[block, work])
+    session = runtime.create_session()
+    assert session.prompt("go").result(timeout_s=15).text == "left"
+    eventually(lambda: "others get a new one" in caplog.text)
+    assert session.prompt("go").result(timeout_s=15).text == "done"
+    assert [part.state.status for m in session.messages() for part in m.tools] == [
+        "error",
+        "completed",
+    ]
+    release.set()
+    eventually(lambda: runtime.engine.executor.coroutines.lost == 0)
 
 
 def test_a_receiver_that_would_exit_ends_no_signals(opened, eventually):
