@@ -94,7 +94,7 @@ class Statements:
     def __init__(self, database: SqliteDatabase) -> None:
         self.session = upsert(database, schema.Session)
         self.message = upsert(database, schema.Message, keep=("seq",))
-        self.part = upsert(database, schema.Part, keep=("seq",))
+        self.part = upsert(database, schema.Part, keep=("message_id", "seq", "kind"))
         self.inbox = upsert(database, schema.Inbox, keep=("seq",))
         self.ask = upsert(database, schema.Ask, keep=("seq",))
         fields = schema.Journal._meta.sorted_fields  # noqa: SLF001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 import os
 import queue
@@ -51,6 +52,10 @@ _UNFINISHED: Final = """
     UNION SELECT session_id FROM inbox WHERE open = 1
     UNION SELECT session_id FROM ask WHERE open = 1
 """
+_CURSORS: Final = (
+    "SELECT coalesce((SELECT min(cursor) FROM journal), 0), "
+    "coalesce((SELECT max(cursor) FROM journal), 0)"
+)
 _ORPHANS: Final = """
     SELECT c.session_id, c.owner, c.epoch, c.seq, s.data FROM json_each(?) j
     CROSS JOIN claim c ON c.session_id = j.value JOIN session s ON s.id = c.session_id
@@ -366,13 +371,12 @@ class Reads:
         """The cursor before a prompt's first event; 0 when the journal does not know it."""
         with self.connection() as c:
             row = c.execute(
-                "SELECT j.cursor - 1 FROM inbox i LEFT JOIN message m "
-                "ON m.session_id = i.session_id AND m.id = i.message_id JOIN journal j "
-                "ON j.session_id = i.session_id AND j.seq = coalesce(m.seq, i.seq) "
+                "SELECT coalesce(m.seq, i.seq) FROM inbox i LEFT JOIN message m "
+                "ON m.session_id = i.session_id AND m.id = i.message_id "
                 "WHERE i.session_id = ? AND i.message_id = ?",
                 (session_id, message_id),
             ).fetchone()
-        return row[0] if row else 0
+            return cursor_before(c, session_id, row[0]) if row else 0
 
     def ask(self, session_id: str, ask_id: str) -> Ask | None:
         with self.connection() as c:
@@ -442,10 +446,7 @@ class Reads:
     def cursors(self) -> tuple[int, int]:
         """The oldest and the newest cursor of the journal; (0, 0) when it is empty."""
         with self.connection() as c:
-            row = c.execute(
-                "SELECT coalesce((SELECT min(cursor) FROM journal), 0), "
-                "coalesce((SELECT max(cursor) FROM journal), 0)"
-            ).fetchone()
+            row = c.execute(_CURSORS).fetchone()
         return row[0], row[1]
 
     # --- supervision ---------------------------------------------------------------------------
@@ -467,3 +468,23 @@ class Reads:
                 (session_id,),
             ).fetchone()
         return row
+
+
+def cursor_before(c: sqlite3.Connection, session_id: str, seq: int) -> int:
+    """The cursor before a session's event; 0 when the journal does not have it.
+
+    A session's events are in the order of both numbers, so it is found by halving: an index by
+    ``seq`` would cost every event more than this costs the few who ask.
+    """
+
+    def last_seq(cursor: int) -> int:
+        row = c.execute(
+            "SELECT seq FROM journal WHERE session_id = ? AND cursor <= ? "
+            "ORDER BY cursor DESC LIMIT 1",
+            (session_id, cursor),
+        ).fetchone()
+        return row[0] if row else -1
+
+    oldest, newest = c.execute(_CURSORS).fetchone()
+    place = bisect.bisect_left(range(newest + 1), seq, lo=oldest, key=last_seq)
+    return place - 1 if place <= newest and last_seq(place) == seq else 0

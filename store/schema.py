@@ -216,7 +216,6 @@ Inbox.add_index(Inbox.session_id, Inbox.seq, name="inbox_open", where=_OPEN)
 Ask.add_index(Ask.session_id, Ask.seq, name="ask_open", where=_OPEN)
 Ask.add_index(Ask.id, name="ask_id")
 Journal.add_index(Journal.session_id, Journal.cursor, name="journal_session")
-Journal.add_index(Journal.session_id, Journal.seq, name="journal_seq")
 Restart.add_index(
     Restart.session_id, name="restart_quarantined", where=SQL("quarantined_ms IS NOT NULL")
 )

@@ -44,7 +44,6 @@ STATEMENTS = (
         data BLOB NOT NULL
     )""",
     """CREATE INDEX journal_session ON journal (session_id, cursor)""",
-    """CREATE INDEX journal_seq ON journal (session_id, seq)""",
     """
     CREATE TABLE message (
         session_id TEXT NOT NULL,

@@ -12,6 +12,7 @@ from understudy import Retention, errors
 from understudy.store import claims, journal, lease
 from understudy.store.database import SCHEMA_VERSION, _migrate, connect, prepare
 from understudy.store.events import SessionCreated
+from understudy.store.reads import cursor_before
 from understudy.store.records import Session, SessionTime
 from understudy.store.store import Store
 
@@ -142,6 +143,18 @@ def test_a_checkpoint_that_cannot_be_made_is_put_off(stored):
     assert stored.run(reader) == 5_000
     new_session(stored)
     assert stored.read.session("ses_1").title == "t"
+
+
+def test_an_event_is_found_by_its_number_also_in_a_journal_with_gaps(stored):
+    for number in (1, 2, 3):
+        new_session(stored, f"ses_{number}", facts=number * 3)
+    stored.run(lambda tx: tx.connection.execute("DELETE FROM journal WHERE cursor < 3"))
+    with stored.read.connection() as c:
+        known = c.execute("SELECT cursor, session_id, seq FROM journal").fetchall()
+        found = [cursor_before(c, session_id, seq) + 1 for _, session_id, seq in known]
+        assert found == [cursor for cursor, _, _ in known] == list(range(3, 19))
+        missing = [("ses_1", 1), ("ses_1", 2), ("ses_1", 4), ("ses_3", 10), ("ses_4", 1)]
+        assert [cursor_before(c, *each) for each in missing] == [0] * 5
 
 
 # --- the log -----------------------------------------------------------------------------------
