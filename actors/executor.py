@@ -27,6 +27,7 @@ from understudy.actors.core.effects import (
     RunTool,
 )
 from understudy.actors.coroutines import Coroutines
+from understudy.actors.live_text import LiveTexts
 from understudy.actors.pending import Pending, failing
 from understudy.actors.steps import StepRun, SummaryRun
 from understudy.errors import InvalidInput, RuntimeClosed, SessionNotFound, UnderstudyError
@@ -131,6 +132,7 @@ class Executor:
         self._todo: deque[tuple[str, Sequence[Effect], int]] = deque()
         self._unstarted: dict[str, deque[Sequence[Effect]]] = {}
         self._woken = False
+        self.live = LiveTexts(host.publisher)
         self._executions: dict[str, Execution] = {}
         self._asks: dict[str, Pending[Ask]] = {}
         self._closed = False

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from understudy import signals
 from understudy.actors.subscription import GAP, OVERFLOW, Subscription
@@ -20,23 +20,13 @@ from understudy.store.events import Event, MessageUpdated, PartDelta, SessionDel
 from understudy.store.lanes import Lane, MakeLane, ThreadLane
 
 if TYPE_CHECKING:
+    from understudy.actors.live_text import OpenText, Stream
     from understudy.store.reads import Reads
 
 logger = logging.getLogger("understudy.events")
 
 _PAGE: Final = 1000
 _LAST_WORDS: Final = (SessionDeleted, MessageUpdated)
-
-
-class Stream(Protocol):
-    """A step's live text."""
-
-    session_id: str
-    message_id: str
-
-    def text_so_far(self) -> list[PartDelta]:
-        """The text of every open part, each from offset 0."""
-        ...
 
 
 class Publisher:
@@ -192,21 +182,32 @@ class Publisher:
         with self._lock:
             return [fact for stream in self._streams.values() for fact in stream.text_so_far()]
 
-    def delta(self, stream: Stream, make: Callable[[], PartDelta | None]) -> bool:
-        """Publish what ``make`` appends, unless the stream was detached."""
+    def hand_on(self, texts: Sequence[OpenText]) -> None:
+        """Publish what came for these open texts, but for those whose stream was detached."""
         with self._lock:
-            if self._streams.get(stream.session_id) is not stream:
-                return False
-            fact = make()
-            if fact is not None and (self._all or stream.session_id in self._by_session):
-                self._push_delta(fact)
-            return True
+            everyone = [each for each in self._all if each.wants_deltas]
+            events = []
+            for text in texts:
+                session_id = text.stream.session_id
+                if not text.news or self._streams.get(session_id) is not text.stream:
+                    continue
+                if everyone or session_id in self._by_session:
+                    events.append(self._live(text.grown()))
+                text.show()
+            if events:
+                self._push_deltas(everyone, events)
 
-    def _push_delta(self, fact: PartDelta) -> None:
-        event = Event(fact.type, fact.session_id, None, None, self._wall_ms(), fact)
-        for subscription in (*self._all, *self._by_session.get(fact.session_id, ())):
-            if subscription.deltas:
-                subscription.push((event,))
+    def _live(self, fact: PartDelta) -> Event:
+        return Event(fact.type, fact.session_id, None, None, self._wall_ms(), fact)
+
+    def _push_deltas(self, everyone: Sequence[Subscription], events: Sequence[Event]) -> None:
+        for subscription in everyone:
+            subscription.push(events)
+        if self._by_session:
+            for event in events:
+                for subscription in self._by_session.get(event.session_id, ()):
+                    if subscription.wants_deltas:
+                        subscription.push((event,))
 
     def join(self, subscription: Subscription) -> None:
         """Let a subscriber that has caught up follow live, from where every open text stands."""
@@ -217,13 +218,8 @@ class Publisher:
                 if session_id is None
                 else [s for s in (self._streams.get(session_id),) if s is not None]
             )
-            now = self._wall_ms()
-            live = [
-                Event(fact.type, fact.session_id, None, None, now, fact)
-                for stream in streams
-                for fact in stream.text_so_far()
-            ]
-            subscription.joined(live if subscription.deltas else ())
+            live = [self._live(fact) for stream in streams for fact in stream.text_so_far()]
+            subscription.joined(live if subscription.wants_deltas else ())
 
 
 class SignalPump:
@@ -285,6 +281,10 @@ class SignalPump:
 
 class _SignalSubscription(Subscription):
     """Costs nothing while nobody is connected to any signal."""
+
+    @property
+    def wants_deltas(self) -> bool:
+        return bool(signals.message_part_delta.receivers)
 
     def __init__(self, publisher: Publisher, tell: Callable[[], None]) -> None:
         self._tell = tell

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 import msgspec
 from tenacity import (
@@ -22,6 +21,7 @@ from tenacity import (
 from tenacity.stop import stop_base
 
 from understudy.actors.core.commands import StepFailed, StepProgress, StepRetrying, StreamedPart
+from understudy.actors.live_text import OpenText
 from understudy.actors.models.protocol import (
     Finish,
     Model,
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("understudy.models")
 
 E = TypeVar("E", ToolCall, Usage, Finish)
+
+_KINDS: Final[dict[type, type[StreamedPart]]] = {TextDelta: TextPart, ReasoningDelta: ReasoningPart}
 
 FLUSH_EVERY_S: Final = 1.0
 FLUSHES_PER_S: Final = 400  # of all streams together
@@ -68,26 +70,6 @@ class Answer(msgspec.Struct):
     finish: str = ""
 
 
-class _Text:
-    """One open text or reasoning part."""
-
-    __slots__ = ("kind", "opened", "part_id", "pieces", "shown", "size", "start")
-
-    def __init__(self, part_id: str, kind: type[StreamedPart], start: int) -> None:
-        self.part_id = part_id
-        self.kind = kind
-        self.start = start
-        self.pieces: list[str] = []
-        self.size = 0  # characters received
-        self.shown = 0  # characters published, in rows or deltas
-        self.opened = False  # its row is committed, deltas may follow
-
-    def text(self) -> str:
-        if len(self.pieces) > 1:
-            self.pieces = ["".join(self.pieces)]
-        return self.pieces[0] if self.pieces else ""
-
-
 class ModelStream:
     """Calls a model for an open message, showing its text as it comes.
 
@@ -109,10 +91,10 @@ class ModelStream:
         self._model = model
         self.message_id = message_id
         self._show = show
-        self._texts: list[_Text] = []
+        self._texts: list[OpenText] = []
         self._flushing = False
-        self._flush_timer: asyncio.Handle | None = None
-        self._soon = False
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._opening: Literal["no", "waits", "under way"] = "no"
         self._given_up = False
         self._room = 0  # characters that the answer may still have
 
@@ -133,6 +115,8 @@ class ModelStream:
         finally:
             if self._flush_timer is not None:
                 self._flush_timer.cancel()
+            self._end_opening()
+            self._hand_on()
             self._executor.publisher.detach(self)
 
     async def _again(self, request: ModelRequest, first: ModelUnavailable) -> Answer:
@@ -231,23 +215,13 @@ class ModelStream:
                     # A stream that never waits would hold up every other one, and its own abort.
                     # A pause, not a mere look at the loop: that starves the other threads.
                     await asyncio.sleep(0.001)
-                if getattr(event, "text", None) == "":
-                    continue  # as silent as nothing
-                silence.broken()
-                match event:
-                    case TextDelta(text) | ReasoningDelta(text):
-                        kind = TextPart if isinstance(event, TextDelta) else ReasoningPart
-                        self._append(kind, text)
-                    case ToolCall():
-                        call = _checked(event)
-                        self._take(len(call.call_id) + len(call.tool) + len(call.arguments))
-                        answer.calls.append(call)
-                    case Usage():
-                        answer.usage = _checked(event)
-                    case Finish():
-                        answer.finish = _checked(event).reason
-                    case _:
-                        raise ModelError(f"The model sent {type(event).__name__}, not an event")
+                kind = _KINDS.get(type(event)) or _kind_of(event)
+                if kind is None:
+                    silence.broken()
+                    self._take_other(event, answer)
+                elif event.text != "":  # which is as silent as nothing
+                    silence.broken()
+                    self._append(kind, event.text)
         finally:
             if (aclose := getattr(stream, "aclose", None)) is not None:
                 await aclose()
@@ -255,25 +229,40 @@ class ModelStream:
             raise ModelUnavailable("The model's stream ended without a finish")
         return answer
 
+    def _take_other(self, event: Any, answer: Answer) -> None:
+        match event:
+            case ToolCall():
+                call = _checked(event)
+                self._take(len(call.call_id) + len(call.tool) + len(call.arguments))
+                answer.calls.append(call)
+            case Usage():
+                answer.usage = _checked(event)
+            case Finish():
+                answer.finish = _checked(event).reason
+            case _:
+                raise ModelError(f"The model sent {type(event).__name__}, not an event")
+
     # --- live text -----------------------------------------------------------------------------
 
     def _append(self, kind: type[StreamedPart], text: str) -> None:
         if not isinstance(text, str):
             raise ModelError(f"The model sent {type(text).__name__} as text")
         self._take(len(text))
-        text = storable(text)
         last = self._texts[-1] if self._texts else None
         if last is None or last.kind is not kind:
-            last = _Text(self._executor.new_id("prt"), kind, self._executor.clock.wall_ms())
+            part_id, now = self._executor.new_id("prt"), self._executor.clock.wall_ms()
+            last = OpenText(self, part_id, kind, now)
             self._texts.append(last)
-        open_text = last
-        if open_text.opened:
-            self._executor.publisher.delta(self, lambda: self._grow(open_text, text))
+        last.add(storable(text))
+        if not self._show:
+            return
+        if not last.opened:
+            self._open_soon()
         else:
-            open_text.pieces.append(text)
-            open_text.size += len(text)
-        if self._show:
-            self._schedule_flush(soon=not open_text.opened)
+            self._executor.live.hand_on(last)
+            if self._flush_timer is None and not self._flushing:
+                loop = asyncio.get_running_loop()
+                self._flush_timer = loop.call_later(self._pause_s(), self._flush)
 
     def _take(self, characters: int) -> None:
         """Count what was received, before it is kept."""
@@ -284,84 +273,71 @@ class ModelStream:
                 f"The answer is longer than {limit} characters (limits.answer_chars)", limit=limit
             )
 
-    def _schedule_flush(self, *, soon: bool) -> None:
-        if self._flushing:
-            return
-        loop = asyncio.get_running_loop()
-        if soon:
-            # An answer that is there at once needs no flush: it is committed whole.
-            if not self._soon:
-                self._soon = True
-                if self._flush_timer is not None:
-                    self._flush_timer.cancel()
-                self._flush_timer = loop.call_soon(self._flush)
-        elif self._flush_timer is None:
-            self._flush_timer = loop.call_later(self._pause_s(), self._flush)
-
     def _pause_s(self) -> float:
         """Until the next flush: longer beside many streams, and not at one with them."""
         usual_s = max(FLUSH_EVERY_S, self._executor.publisher.streams / FLUSHES_PER_S)
         return usual_s * (0.75 + self._executor.chance.random() / 2)
 
-    def _grow(self, open_text: _Text, text: str) -> PartDelta | None:
-        """Append under the publisher's lock, so that a joining subscriber misses nothing."""
-        offset = open_text.shown
-        open_text.pieces.append(text)
-        open_text.size += len(text)
-        if offset < open_text.size - len(text):
-            text = open_text.text()[offset:]
-        open_text.shown = open_text.size
-        return self._delta(open_text, text, offset)
+    def _open_soon(self) -> None:
+        if self._opening == "no" and not self._flushing:
+            self._opening = "waits"
+            self._executor.live.open(self)
 
-    def _delta(self, open_text: _Text, text: str, offset: int) -> PartDelta:
-        return PartDelta(
-            session_id=self.session_id,
-            message_id=self.message_id,
-            part_id=open_text.part_id,
-            field="text",
-            delta=text,
-            offset=offset,
-        )
+    def open_texts(self) -> bool:
+        if self._opening != "waits":
+            return False  # the call has ended
+        self._opening = "under way"
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        self._flush()
+        return True
+
+    def _end_opening(self) -> None:
+        under_way, self._opening = self._opening == "under way", "no"
+        if under_way:
+            self._executor.live.opened()
 
     def text_so_far(self) -> list[PartDelta]:
-        return [
-            self._delta(open_text, open_text.text(), 0)
-            for open_text in self._texts
-            if open_text.opened and open_text.size
-        ]
+        return [text.so_far() for text in self._texts if text.opened and text.shown]
+
+    def _hand_on(self) -> None:
+        """Nothing that is in a row comes as a delta later."""
+        texts = [text for text in self._texts if text.opened]
+        if texts:
+            self._executor.publisher.hand_on(texts)
 
     def _flush(self) -> None:
         """Commit what has been received; one flush at a time is under way."""
         self._flush_timer = None
-        self._soon = False
         self._flushing = True
-        sizes = [(text, text.size) for text in self._texts]
+        parts = self.parts(ended=False)
+        texts = list(self._texts)
+        for text in texts:
+            text.show()  # a new text is not open before it is committed
         done: Pending[Any] = Pending()
         loop = asyncio.get_running_loop()
 
         def committed(_: Pending[Any]) -> None:
             with suppress(RuntimeError):  # the runtime closed meanwhile
-                loop.call_soon_threadsafe(self._flushed, sizes)
+                loop.call_soon_threadsafe(self._flushed, texts)
 
         done.then(committed)
-        self._executor.send(
-            self.session_id,
-            StepProgress(message_id=self.message_id, parts=tuple(self.parts(ended=False))),
-            done,
-        )
+        progress = StepProgress(message_id=self.message_id, parts=tuple(parts))
+        self._executor.send(self.session_id, progress, done)
 
-    def _flushed(self, sizes: list[tuple[_Text, int]]) -> None:
+    def _flushed(self, texts: Sequence[OpenText]) -> None:
         self._flushing = False
-        for open_text, size in sizes:
-            open_text.opened = True
-            open_text.shown = max(open_text.shown, size)
-            if open_text.shown < open_text.size:
-                self._executor.publisher.delta(self, partial(self._grow, open_text, ""))
-        if any(not open_text.opened for open_text in self._texts):
-            self._schedule_flush(soon=True)
+        for text in texts:
+            text.opened = True
+            if text.news:
+                self._executor.live.hand_on(text)
+        self._end_opening()
+        if any(not text.opened for text in self._texts):
+            self._open_soon()
 
     def parts(self, *, ended: bool) -> list[StreamedPart]:
         """The text as parts; all but the last are at their end anyway."""
+        self._hand_on()
         now = self._executor.clock.wall_ms()
         parts: list[StreamedPart] = []
         for open_text in self._texts:
@@ -379,6 +355,11 @@ class ModelStream:
                 )
             )
         return parts
+
+
+def _kind_of(event: Any) -> type[StreamedPart] | None:
+    """The kind of text an event brings, if any, whatever it is derived from."""
+    return next((kind for base, kind in _KINDS.items() if isinstance(event, base)), None)
 
 
 class _Silence:

@@ -77,6 +77,11 @@ class Subscription:
 
     # --- from the publisher --------------------------------------------------------------------
 
+    @property
+    def wants_deltas(self) -> bool:
+        """Whether live text is for it."""
+        return self.deltas
+
     def push(self, events: Sequence[Event]) -> None:
         """Take events that were just committed, or a live delta. Never blocks."""
         with self._condition:

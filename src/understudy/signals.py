@@ -63,5 +63,5 @@ _RECEIVERS: Final = tuple(signal.receivers for signal in BY_TYPE.values())
 
 
 def wanted() -> bool:
-    """Whether anybody is connected to any signal. Asked for every piece of live text."""
+    """Whether anybody is connected to any signal. Asked at every commit."""
     return any(_RECEIVERS)

@@ -271,13 +271,12 @@ def _restart_at_once() -> AbstractContextManager[Any]:
 
 
 def _lose_a_delta() -> AbstractContextManager[Any]:
-    push = Publisher._push_delta
+    push = Publisher._push_deltas
 
-    def losing(self: Any, fact: Any) -> None:
-        if fact.offset % 4 != 2:
-            push(self, fact)
+    def losing(self: Any, everyone: Any, events: Any) -> None:
+        push(self, everyone, [each for each in events if each.data.offset % 4 != 2])
 
-    return patch.object(Publisher, "_push_delta", losing)
+    return patch.object(Publisher, "_push_deltas", losing)
 
 
 def _keep_quiet_about_an_overflow() -> AbstractContextManager[Any]:
