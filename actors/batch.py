@@ -57,6 +57,7 @@ class Batch:
             self.replies.append((request.reply, None, None))
 
     def refuse(self, request: Request, error: UnderstudyError) -> None:
+        self.requests.append(request)
         if request.reply is not None:
             self.replies.append((request.reply, None, error))
 
@@ -69,6 +70,11 @@ class Batch:
                 reply.set(self.settled.get(value.message_id, value))
             else:
                 reply.set(value)
+
+    @property
+    def answered(self) -> bool:
+        """A prompt got its answer: the session makes progress."""
+        return any(prompt.outcome == "answered" for prompt in self.settled.values())
 
     def holds_back(self, command: Any) -> bool:
         """Whether a command must wait for the commit: it reads rows that may still change."""

@@ -34,7 +34,7 @@ from understudy.actors.publisher import Publisher
 from understudy.actors.recovery_report import RecoveryReport, report_of
 from understudy.actors.registry import Registry
 from understudy.actors.session import Session
-from understudy.actors.supervisor import Died, RestartPolicy, Supervisor, quarantine_error
+from understudy.actors.supervisor import Died, RestartPolicy, Supervisor
 from understudy.actors.tools.tool import Tool
 from understudy.actors.tracker import SessionTracker
 from understudy.actors.upkeep import Upkeep
@@ -130,7 +130,7 @@ class Engine:
         self.outcomes = Outcomes()
         self.publisher.observe(self.outcomes.observe, *OUTCOMES)
         self.publisher.observe(self._after_turn, PromptSettled)
-        self.publisher.observe(self._forget_deleted, SessionDeleted)
+        self.publisher.observe(lambda e: self._forget_deleted(e.session_id), SessionDeleted)
         self.publisher.observe(self._lift_quarantine, SessionReset)
         self.hooks = Hooks(self, config.hooks, hook_s=config.hook_s)
         self.executor = Executor(self)
@@ -429,12 +429,6 @@ class Engine:
             raise SessionNotFound(f"No session {session_id}", session_id=session_id)
         return record
 
-    def must_run(self, session_id: str) -> None:
-        """Raise ``SessionQuarantined`` for a session whose end nobody should wait for."""
-        reason = self.store.read.quarantined().get(session_id)
-        if reason is not None:
-            raise quarantine_error(session_id, reason)
-
     def status_of(self, session_id: str) -> dict[str, Any]:
         reason = self.registry.quarantined.get(session_id)
         if reason is not None:
@@ -458,15 +452,36 @@ class Engine:
     def idle_of(self, session_id: str) -> Pending[Any]:
         """Settled when the session has nothing to do."""
         pending = self.outcomes.expect_idle(session_id)
-
-        def look() -> None:
-            if self.status_of(session_id)["type"] in ("idle", "quarantined"):
-                self.outcomes.forget(session_id, "", pending)
-                pending.set(None)
-
         pending.then(lambda _: self.outcomes.forget(session_id, "", pending))
-        self.attempt(look, pending)
+        self.attempt(lambda: self._look_idle(session_id), pending)
         return pending
+
+    def _look_idle(self, session_id: str) -> None:
+        if self.status_of(session_id)["type"] in ("idle", "quarantined"):
+            self.outcomes.rest(session_id)
+
+    def end_of(self, session_id: str, message_id: str) -> Pending[Any]:
+        """The end of a prompt or compaction accepted who knows when: it may be there already."""
+        ended = self.outcomes.expect(session_id, message_id)
+        ended.then(lambda _: self.outcomes.forget(session_id, message_id, ended))
+        self.attempt(lambda: self.outcomes.look(self.store.read, session_id, message_id), ended)
+        return ended
+
+    def look_again(self) -> None:
+        """Learn from the rows what events said that were trimmed before they came here."""
+        quarantined = set(self.registry.quarantined)
+        for session_id in quarantined.difference(self.store.read.quarantined()):
+            self.registry.quarantined.pop(session_id, None)
+        for session_id in {*self.executor.sessions(), *self.supervisor.sessions()}:
+            if self.store.read.session(session_id) is None:
+                self._forget_deleted(session_id)
+        for session_id, message_id in self.outcomes.waited():
+            if message_id:
+                self.outcomes.look(self.store.read, session_id, message_id)
+            elif self.store.read.session(session_id) is None:
+                self.outcomes.tell_deleted(session_id)
+            else:
+                self._look_idle(session_id)
 
     def model_ref(self, name: str | None) -> ModelRef | None:
         """A model of this runtime by ``provider/model``. Raises ``InvalidInput``."""
@@ -519,11 +534,11 @@ class Engine:
         if actor is not None and actor.state is not None:
             self.hooks.after_turn(actor.state.info, event.data)
 
-    def _forget_deleted(self, event: Event) -> None:
+    def _forget_deleted(self, session_id: str) -> None:
         """Drop what is kept of a deleted session, whichever process deleted it."""
-        self.executor.forget(event.session_id)
-        self.supervisor.forget(event.session_id)
-        self.registry.quarantined.pop(event.session_id, None)
+        self.executor.forget(session_id)
+        self.supervisor.forget(session_id)
+        self.registry.quarantined.pop(session_id, None)
 
     def _lift_quarantine(self, event: Event) -> None:
         """Let a session run again, whichever process reset it."""

@@ -222,6 +222,10 @@ class Executor:
         if execution is not None and execution.turn == message_id:
             execution.recalled = texts
 
+    def sessions(self) -> list[str]:
+        """Those whose turns are remembered."""
+        return list(self._executions)
+
     def forget(self, session_id: str) -> None:
         """The session was deleted or passivated."""
         if session_id in self._executions:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from understudy.actors.pending import Pending
 from understudy.actors.supervisor import quarantine_error
-from understudy.errors import RuntimeClosed, TurnAborted
+from understudy.errors import RuntimeClosed, SessionNotFound, TurnAborted
 from understudy.store.events import (
     Event,
     PartUpdated,
@@ -17,6 +17,9 @@ from understudy.store.events import (
     SessionQuarantined,
 )
 from understudy.store.records import CompactionPart
+
+if TYPE_CHECKING:
+    from understudy.store.reads import Reads
 
 _IDLE = ""
 OUTCOMES: Final = (PartUpdated, PromptSettled, SessionDeleted, SessionIdle, SessionQuarantined)
@@ -60,6 +63,29 @@ class Outcomes:
             if not group:
                 self._waiting.pop(session_id, None)
 
+    def waited(self) -> list[tuple[str, str]]:
+        """The sessions and the messages that somebody waits for; for a session's rest it is ""."""
+        with self._lock:
+            return [(each, key) for each, group in self._waiting.items() for key in group]
+
+    def look(self, read: Reads, session_id: str, message_id: str) -> None:
+        """Answer who waits for a prompt or a compaction by what its rows say of its end."""
+        prompt, _ = read.prompt(session_id, message_id)
+        part = read.marker(session_id, message_id) if prompt is None else None
+        if prompt is not None and prompt.outcome is not None:
+            self._tell(session_id, message_id, prompt)
+        elif part is not None and not part.active:
+            self._tell(session_id, message_id, part)
+        elif prompt is None and part is None:
+            gone = SessionNotFound(f"Session {session_id} was deleted", session_id=session_id)
+            self._fail(session_id, message_id, gone)
+        elif (reason := read.quarantined().get(session_id)) is not None:
+            self._fail(session_id, message_id, quarantine_error(session_id, reason))
+
+    def rest(self, session_id: str) -> None:
+        """Tell who waits for a session to have nothing to do."""
+        self._tell(session_id, _IDLE, None)
+
     def observe(self, event: Event) -> None:
         """Look at a committed event. Cheap when it is nobody's business."""
         if event.session_id not in self._waiting:
@@ -71,20 +97,27 @@ class Outcomes:
             if not fact.part.active:
                 self._tell(event.session_id, fact.part.message_id, fact.part)
         elif type(fact) is SessionIdle:
-            self._tell(event.session_id, _IDLE, None)
+            self.rest(event.session_id)
         elif type(fact) is SessionDeleted:
             self.tell_deleted(event.session_id)
         elif type(fact) is SessionQuarantined:
             self._tell_quarantined(event.session_id, fact.reason)
 
     def _tell(self, session_id: str, key: str, value: Any) -> None:
+        for pending in self._taken(session_id, key):
+            pending.set(value)
+
+    def _fail(self, session_id: str, key: str, error: Exception) -> None:
+        for pending in self._taken(session_id, key):
+            pending.fail(error)
+
+    def _taken(self, session_id: str, key: str) -> list[Pending[Any]]:
         with self._lock:
             group = self._waiting.get(session_id, {})
             waiting = group.pop(key, [])
             if not group:
                 self._waiting.pop(session_id, None)
-        for pending in waiting:
-            pending.set(value)
+        return waiting
 
     def tell_deleted(self, session_id: str) -> None:
         """The session is gone: nobody's wait for it will end otherwise."""

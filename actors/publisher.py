@@ -30,12 +30,19 @@ _LAST_WORDS: Final = (SessionDeleted, MessageUpdated)
 
 
 class Publisher:
-    """Fans events out. ``committed`` runs in the writer's thread, and must not wait."""
+    """Fans events out. ``committed`` runs in the writer's thread, and must not wait.
+
+    Attributes:
+        cursor: of the last event it published.
+        lost: events were trimmed before it could publish them: what they said is in the rows only.
+            Whoever looks there sets it back.
+    """
 
     def __init__(
         self, sender: Any, *, wall_ms: Callable[[], int], lane: MakeLane = ThreadLane
     ) -> None:
         self.cursor = 0
+        self.lost = False
         self._journal: Reads | None = None
         self._sender = sender
         self._wall_ms = wall_ms
@@ -62,9 +69,12 @@ class Publisher:
         if self._pump is not None:
             self._pump.stop(timeout_s)
         with self._lock:
-            everyone = [*self._all, *(s for group in self._by_session.values() for s in group)]
+            everyone = self._everyone()
         for subscription in everyone:
             subscription.close()
+
+    def _everyone(self) -> list[Subscription]:
+        return [*self._all, *(s for group in self._by_session.values() for s in group)]
 
     def observe(self, observer: Callable[[Event], None], *facts: type) -> None:
         """Call ``observer`` with durable events of these facts, or of all, when published."""
@@ -94,7 +104,7 @@ class Publisher:
 
     def subscriptions(self) -> int:
         with self._lock:
-            return len(self._all) + sum(map(len, self._by_session.values()))
+            return len(self._everyone())
 
     # --- publishing ----------------------------------------------------------------------------
 
@@ -114,7 +124,20 @@ class Publisher:
 
     def _publish_missed(self, *, upto: int | None) -> None:
         while missed := self.journal.events(after=self.cursor, upto=upto, limit=_PAGE):
+            first = missed[0].cursor
+            assert first is not None, "a committed event has a cursor"
+            self._skip(first - 1)
             self._publish(missed)
+        if upto is not None:
+            self._skip(upto)
+
+    def _skip(self, cursor: int) -> None:
+        """Go on after ``cursor``; what should be there and was not published is lost."""
+        if cursor <= self.cursor:
+            return
+        self.cursor, self.lost = cursor, True
+        for subscription in self._everyone():
+            subscription.fall_behind()
 
     def _publish(self, events: Sequence[Event]) -> None:
         last, first = events[-1].cursor, events[0].cursor
@@ -254,9 +277,9 @@ class SignalPump:
 
     def _send(self, event: Event) -> None:
         signal = signals.BY_TYPE.get(event.type)
-        if signal is None or not signal.receivers:
-            if event.type in (OVERFLOW, GAP):
-                logger.warning("Signal receivers fell behind: %s", event.data)
+        if event.type in (OVERFLOW, GAP):
+            logger.warning("Signal receivers fell behind: %s", event.data)
+        if signal is None:
             return
         for receiver in list(signal.receivers_for(self._sender)):
             self._call(receiver, event)

@@ -19,7 +19,7 @@ from understudy.actors.pending import Pending
 from understudy.actors.pool import Dispatcher, Mailbox
 from understudy.actors.session_actor import SessionActor, Surroundings
 from understudy.actors.supervisor import quarantine_error
-from understudy.errors import RuntimeClosed, UnderstudyError
+from understudy.errors import RuntimeClosed, SessionNotFound, UnderstudyError
 
 
 class Registry:
@@ -95,11 +95,21 @@ class Registry:
 
     def born(self, session_id: str, state: State, epoch: int) -> None:
         """Enter a session that was just created here: it needs no recovery."""
+        self._bury(session_id, epoch)
         mailbox = Mailbox(self._dispatcher)
         SessionActor(mailbox, session_id, self._around, state=state, epoch=epoch)
         mailbox.touched_s = self._monotonic_s()
         with self._lock:
             self._live.setdefault(session_id, mailbox)
+
+    def _bury(self, session_id: str, epoch: int) -> None:
+        """End the actor of an earlier life of this id, which another process deleted."""
+        actor = self.actor(session_id)
+        if actor is not None and actor.state is not None and actor.epoch < epoch:
+            self._around.executor.cancel(session_id, "delete")
+            self._around.publisher.cut(session_id)
+            gone = SessionNotFound(f"Session {session_id} was deleted", session_id=session_id)
+            self.remove(session_id, gone)
 
     def revive(self, session_id: str, mailbox: Mailbox, reason: Reason) -> None:
         """Put a new actor on a mailbox whose actor died."""

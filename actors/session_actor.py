@@ -45,7 +45,7 @@ from understudy.errors import (
     described,
 )
 from understudy.store.changes import Change
-from understudy.store.events import AnyFact, Event, PromptSettled, deleted_by
+from understudy.store.events import AnyFact, Event, deleted_by
 from understudy.store.records import BUSY, Session
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class SessionActor(PooledActor):
         self._batch: Batch | None = None
         self._current: Request | None = None
         self._crashes = 0
+        self._term = around.store.lease.term
         self._store_failures = 0
         self._dead = False
         self._retired: UnderstudyError | None = None
@@ -185,14 +186,16 @@ class SessionActor(PooledActor):
             decision = self._decide(state, enriched(self._around.store.read, state, command))
         except UnderstudyError as error:
             batch.refuse(request, error)
-            if self._batch is None:
-                batch.answer()
-            return
-        batch.add(request, decision)
-        if batch.facts or self._batch is not None:
+        else:
+            batch.add(request, decision)
+        if batch.facts or self._batch is not None or not self._owns():
             self._batch = batch
         else:
             self._finish(batch)
+
+    def _owns(self) -> bool:
+        """Whether nobody can have taken the session over since its last commit."""
+        return self._around.store.lease.lasts(self._term, now_ms=self._around.clock.wall_ms())
 
     def _decide(self, state: State, command: Command) -> Decision:
         around = self._around
@@ -211,6 +214,7 @@ class SessionActor(PooledActor):
             seq=self.state.seq,
             time_ms=self._around.clock.wall_ms(),
             facts=tuple(batch.facts),
+            progress=self._crashes > 0 and batch.answered,
         )
         self._around.store.commit(change, self._committed, applied=self._applied)
 
@@ -234,8 +238,10 @@ class SessionActor(PooledActor):
     def _conclude(self, batch: Batch, error: BaseException | None) -> None:
         if error is None:
             self._store_failures = 0
+            self._term = self._around.store.lease.term
             self._finish(batch)
-            self._forgive(batch.facts)
+            if batch.answered:
+                self._crashes = 0
             self._mailbox.resume()
         elif isinstance(error, SessionFenced):
             self._lose(batch)
@@ -250,13 +256,6 @@ class SessionActor(PooledActor):
         if batch.effects:
             self._around.executor.start(self.session_id, batch.effects)
         batch.answer()
-
-    def _forgive(self, facts: Sequence[AnyFact]) -> None:
-        if self._crashes and any(
-            type(fact) is PromptSettled and fact.info.outcome == "answered" for fact in facts
-        ):
-            self._crashes = 0
-            self._around.store.forgive(self.session_id)
 
     def _not_stored(self, batch: Batch, error: UnderstudyError) -> None:
         """Nothing was written. Callers are told; what executors said is tried again."""
@@ -305,9 +304,6 @@ class SessionActor(PooledActor):
         self._dead = True
         self._around.executor.cancel(self.session_id, "lost")
         self._around.publisher.cut(self.session_id)
-        for reply, _, refusal in batch.replies:
-            if refusal is not None:
-                reply.fail(refusal)
         for request in reversed(batch.requests):
             if not request.again and type(request.command) is not Recover:
                 self._mailbox.put_back(request)

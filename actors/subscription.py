@@ -21,8 +21,8 @@ from understudy.actors.handles import in_event_loop
 from understudy.actors.wakeups import set_if_waiting
 from understudy.errors import InvalidInput, ResultNotReady, RuntimeClosed
 from understudy.store.events import (
+    NOTES,
     Event,
-    EventDamaged,
     EventsGap,
     EventsOverflow,
     SessionDeleted,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OVERFLOW: Final = EventsOverflow.type
 GAP: Final = EventsGap.type
-ALWAYS_TOLD: Final = frozenset({OVERFLOW, GAP, EventDamaged.type})
+ALWAYS_TOLD: Final = frozenset(NOTES)
 _PAGE: Final = 500
 
 
@@ -152,11 +152,11 @@ class Subscription:
             except RuntimeClosed:
                 return  # that is the end of it
             except BaseException:
-                self._fall_behind()
+                self.fall_behind()
                 raise
             self._replay.extend(page)
             if len(page) >= _PAGE:
-                self._fall_behind()
+                self.fall_behind()
             else:
                 self._publisher.join(self)
 
@@ -175,10 +175,12 @@ class Subscription:
             notes.append(EventsGap(session_id=session_id, after=self.cursor, oldest=oldest))
         return [*(Event(note.type, session_id, None, None, 0, note) for note in notes), *page]
 
-    def _fall_behind(self) -> None:
+    def fall_behind(self) -> None:
+        """Read the journal from its cursor on; what is gone from there is told as a gap."""
         with self._condition:
             self._buffer.clear()
             self._behind = True
+            self._wake()
 
     def joined(self, live: Sequence[Event]) -> None:
         """Follow live from here. Called by the publisher, under its lock.

@@ -111,6 +111,10 @@ class Supervisor(PooledActor):
             except Exception:
                 logger.exception("The supervisor failed on %s", message.session_id)
 
+    def sessions(self) -> list[str]:
+        """Whose crashes are remembered."""
+        return list(self._recent)
+
     def forget(self, session_id: str) -> None:
         """Drop what is remembered of a session that is gone. Safe from any thread."""
         self._recent.pop(session_id, None)

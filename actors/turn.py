@@ -11,7 +11,7 @@ from understudy.actors.core.commands import (
     Abort,
 )
 from understudy.actors.handles import Done, Handle, Reply
-from understudy.actors.pending import Pending, failing, settled
+from understudy.actors.pending import Pending, settled
 from understudy.errors import (
     CompactionFailed,
     SessionNotFound,
@@ -90,7 +90,8 @@ class Turn(Handle):
             self._pending.then(lambda accepted: self._outcome(accepted, done))
             return Reply()._begin(done, timeout_s)
         self._ready()
-        ended = self._settled or self._look()
+        engine = self._runtime.engine
+        ended = self._settled or engine.end_of(self.session.id, self.message_id)
 
         def report(_: Pending[Any]) -> None:
             self._report(ended, done)
@@ -98,7 +99,7 @@ class Turn(Handle):
         def give_up() -> None:
             ended.forget(report)
             if ended is not self._settled:
-                self._runtime.engine.outcomes.forget(self.session.id, self.message_id, ended)
+                engine.outcomes.forget(self.session.id, self.message_id, ended)
 
         ended.then(report)
         reply = Reply()
@@ -115,25 +116,6 @@ class Turn(Handle):
 
     def _report(self, ended: Pending[Any], done: Pending[Any]) -> None:
         self._runtime.engine.in_background(lambda: self._answer(ended), done)
-
-    def _look(self) -> Pending[Any]:
-        """Wait for the outcome of a prompt accepted who knows when: it may be there already."""
-        message_id = self.message_id
-        ended = self._runtime.engine.outcomes.expect(self.session.id, message_id)
-
-        def look() -> None:
-            prompt, _ = self._runtime.engine.store.read.prompt(self.session.id, message_id)
-            if prompt is None:
-                ended.fail(_deleted(self.session.id))
-            elif prompt.outcome is not None:
-                ended.set(prompt)
-            else:
-                self._runtime.engine.must_run(self.session.id)
-            if ended.done:
-                self._runtime.engine.outcomes.forget(self.session.id, message_id, ended)
-
-        self._runtime.engine.in_background(look, failing(ended))
-        return ended
 
     def _answer(self, ended: Pending[Any]) -> tuple[str | None, Any]:
         prompt: Prompt = ended.result()
@@ -297,21 +279,9 @@ class Compaction(Handle):
         timeout_s = given.seconds("timeout_s", timeout_s)
         done: Pending[Any] = Pending()
         marker_id = self.marker_id
-        ended = self._runtime.engine.outcomes.expect(self.session.id, marker_id)
-        ended.then(lambda _: self._runtime.engine.in_background(lambda: self._answer(ended), done))
-
-        def look() -> None:
-            part = self._runtime.engine.store.read.marker(self.session.id, marker_id)
-            if part is None:
-                ended.fail(_deleted(self.session.id))
-            elif not part.active:
-                ended.set(part)
-            else:
-                self._runtime.engine.must_run(self.session.id)
-            if ended.done:
-                self._runtime.engine.outcomes.forget(self.session.id, marker_id, ended)
-
-        self._runtime.engine.in_background(look, failing(ended))
+        engine = self._runtime.engine
+        ended = engine.end_of(self.session.id, marker_id)
+        ended.then(lambda _: engine.in_background(lambda: self._answer(ended), done))
         return Done()._begin(done, timeout_s)
 
     def _answer(self, ended: Pending[Any]) -> str:

@@ -67,6 +67,7 @@ class Upkeep:
             (self._lost_executions, WATCH_EVERY_S),
             (self._engine.hooks.let_go, WATCH_EVERY_S),
             (self._foreign_events, TICK_S),
+            (self._lost_events, TICK_S),
             (self._passivate, PASSIVATE_EVERY_S),
             (self._orphans, ORPHANS_EVERY_S),
             (self._trim, TRIM_EVERY_S),
@@ -117,6 +118,17 @@ class Upkeep:
         """Events that other processes committed."""
         if len(self._engine.store.read.runtimes()) > 1:
             self._engine.store.between_commits(self._engine.publisher.poll)
+
+    def _lost_events(self) -> None:
+        """Events that retention took before this runtime, frozen for long, could read them."""
+        publisher = self._engine.publisher
+        if publisher.lost:
+            publisher.lost = False
+            try:
+                self._engine.look_again()
+            except BaseException:
+                publisher.lost = True
+                raise
 
     def _orphans(self) -> None:
         """Sessions of runtimes that died while this one lives, and what could not be recovered."""

@@ -56,7 +56,8 @@ _encode: Final = msgspec.json.Encoder().encode
 class Change(msgspec.Struct, frozen=True):
     """Facts about one session, refused unless ``owner`` still holds the claim at ``epoch``.
 
-    ``seq`` is the number of the session's last event before them.
+    ``seq`` is the number of the session's last event before them. ``progress``: crashes are
+    counted from one again.
     """
 
     session_id: str
@@ -65,6 +66,7 @@ class Change(msgspec.Struct, frozen=True):
     seq: int
     time_ms: int
     facts: tuple[AnyFact, ...]
+    progress: bool = False
 
 
 def statement(database: Database, query: Any) -> str:
@@ -108,6 +110,10 @@ def statements() -> Statements:
 
 
 _FENCE: Final = "UPDATE claim SET seq = ? WHERE session_id = ? AND epoch = ? AND owner = ?"
+_FORGIVE: Final = (
+    "UPDATE restart SET consecutive = 0, culprit = NULL, culprit_count = 0 "
+    "WHERE session_id = ? AND quarantined_ms IS NULL"
+)
 _LAST_CURSOR: Final = "SELECT coalesce(max(cursor), 0) FROM journal"
 
 
@@ -137,6 +143,8 @@ class Transaction:
                 session_id=change.session_id,
                 epoch=change.epoch,
             )
+        if change.progress:
+            self.connection.execute(_FORGIVE, (change.session_id,))
         return self.append(change.session_id, change.seq, change.time_ms, change.facts)
 
     def append(

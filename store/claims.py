@@ -273,15 +273,6 @@ def put_restart(tx: Transaction, record: RestartRecord) -> None:
     )
 
 
-def forgive(tx: Transaction, session_id: str) -> None:
-    """Progress was made: the next crash counts from one again."""
-    tx.connection.execute(
-        "UPDATE restart SET consecutive = 0, culprit = NULL, culprit_count = 0 "
-        "WHERE session_id = ? AND quarantined_ms IS NULL",
-        (session_id,),
-    )
-
-
 def lift_quarantine(
     tx: Transaction, *, session_id: str, facts: tuple[AnyFact, ...], now_ms: int
 ) -> tuple[bool, list[Event]]:

@@ -218,6 +218,9 @@ class EventsGap(Fact, frozen=True, kw_only=True):
     oldest: int
 
 
+NOTES: dict[str, type[Fact]] = {cls.type: cls for cls in (EventDamaged, EventsOverflow, EventsGap)}
+"""What is told of the events themselves, by name; not stored."""
+
 EventData: TypeAlias = AnyFact | EventDamaged | EventsOverflow | EventsGap
 """What an event may carry: ``match event.data: case MessageUpdated(info=info): …``."""
 

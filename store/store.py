@@ -280,13 +280,6 @@ class Store:
             done,
         )
 
-    def forgive(self, session_id: str) -> None:
-        def work(tx: Transaction) -> tuple[None, list[Event]]:
-            claims.forgive(tx, session_id)
-            return None, []
-
-        self.submit(work, _ignore)
-
     def lift_quarantine(self, session_id: str, facts: tuple[AnyFact, ...], done: Done) -> None:
         self.submit(
             functools.partial(

@@ -11,8 +11,8 @@ other receivers, never a session. What it raises is logged and told to ``receive
 not stop the others. Receivers are weak by default (blinker's habit): keep a reference, or connect
 with ``weak=False``.
 
-A receiver that falls far behind is brought up to date from the journal; live text deltas are
-dropped then, everything else is delivered.
+Receivers that fall far behind are brought up to date from the journal. Live text is dropped then,
+which ``events_overflow`` tells; if retention was quicker, ``events_gap`` tells what is missing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from typing import Final
 
 from blinker import Namespace, Signal
 
-from understudy.store.events import FACTS
+from understudy.store.events import FACTS, NOTES
 
 _namespace: Final = Namespace()
+_DATA: Final = {**FACTS, **NOTES}
 
 
 def _signal(event_type: str) -> Signal:
-    return _namespace.signal(event_type, doc=FACTS[event_type].__doc__)
+    return _namespace.signal(event_type, doc=_DATA[event_type].__doc__)
 
 
 session_created: Final = _signal("session.created")
@@ -53,11 +54,13 @@ question_asked: Final = _signal("question.asked")
 question_replied: Final = _signal("question.replied")
 actor_crashed: Final = _signal("actor.crashed")
 actor_restarted: Final = _signal("actor.restarted")
+events_overflow: Final = _signal("events.overflow")
+events_gap: Final = _signal("events.gap")
+events_damaged: Final = _signal("events.damaged")
 
 receiver_failed: Final = Signal("A receiver raised: called with event, receiver and error.")
 
-BY_TYPE: Final[dict[str, Signal]] = {name: _namespace[name] for name in FACTS}
-
+BY_TYPE: Final[dict[str, Signal]] = {name: _namespace[name] for name in _DATA}
 
 _RECEIVERS: Final = tuple(signal.receivers for signal in BY_TYPE.values())
 

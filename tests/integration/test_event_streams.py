@@ -86,7 +86,7 @@ def test_signals_go_on_after_the_journal_could_not_be_read(opened, eventually, m
         first = runtime.create_session()
         eventually(lambda: heard == [first.id])
         broken.set()
-        pump._subscription._fall_behind()
+        pump._subscription.fall_behind()
         second = runtime.create_session()
         eventually(lambda: "the disk is away" in caplog.text)
         broken.clear()

@@ -11,7 +11,7 @@ import pytest
 
 from understudy import Limits, Question, Retention, Runtime, ScriptedModel, ToolContext, tool
 from understudy.actors.models.scripted import Call
-from understudy.store import claims, journal
+from understudy.store import changes, claims, journal
 from understudy.store.reads import Reads
 
 GROWING = ("session", "claim", "message", "part", "inbox", "ask", "journal", "restart", "tombstone")
@@ -107,7 +107,9 @@ def play(path):
         runtime.engine.store.run(
             lambda tx: claims.put_restart(tx, claims.RestartRecord(child.id, reason="x"))
         )
-        runtime.engine.store.run(lambda tx: claims.forgive(tx, child.id))
+        runtime.engine.store.run(
+            lambda tx: tx.connection.execute(changes._FORGIVE, (child.id,)).rowcount
+        )
         runtime.engine.orphans.wake()
         runtime.engine.store.trim_journal(Retention(events=1))
         runtime.engine.store.run(lambda tx: journal.trim_tombstones(tx, older_than_ms=0))

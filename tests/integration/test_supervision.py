@@ -191,7 +191,6 @@ def test_restarts_are_counted_durably_and_forgiven_by_an_answer(opened, path):
     reads = runtime.engine.store.read
     assert reads.restarts(session.id)[1:3] == (2, 2)
     session.prompt("hi").result(timeout_s=10)
-    session.update(title="a barrier: forgiving is stored before this")
     assert reads.restarts(session.id)[1:3] == (2, 0)
     crash(session)
     assert session.prompt("hi").result(timeout_s=10).text == "hi"

@@ -8,7 +8,7 @@ import threading
 import pytest
 from fold import Fold, stored
 
-from understudy import RestartPolicy, ScriptedModel, ToolContext, errors
+from understudy import RestartPolicy, Retention, ScriptedModel, ToolContext, errors
 from understudy.testing import Call, Gate, Say, SystemClock, VirtualClock, Wait, crash, echo
 
 
@@ -277,3 +277,70 @@ def test_a_look_for_news_never_overtakes_the_news_of_a_commit_of_ones_own(opened
     go_on.set()
     caller.join(15)
     assert answers[0].text == "x"
+
+
+def test_what_was_trimmed_before_a_frozen_runtime_read_it_is_learned_from_the_rows(
+    opened, eventually
+):
+    gate = Gate()
+    model = ScriptedModel([[Wait(gate), Say("done")]])
+    one = opened(model, restart=RestartPolicy(quarantine_after=1))
+    broken, session = one.create_session(), one.create_session()
+    with pytest.raises(errors.ActorCrashed):
+        crash(broken)
+    eventually(lambda: broken.id in one.quarantined())
+    turn = session.prompt("go")
+    gate.wait_reached()
+    frozen = opened()
+    frozen.engine.upkeep.stop()  # as SIGSTOP would
+    assert list(frozen.quarantined()) == [broken.id]
+    seen = frozen.session(session.id)
+    later, answers = seen.turn(turn.message_id), queue.SimpleQueue()
+    for wait in (lambda: later.result(timeout_s=15).text, lambda: seen.wait_idle(timeout_s=15)):
+        threading.Thread(target=lambda wait=wait: answers.put(wait())).start()
+    eventually(lambda: len(frozen.engine.outcomes._waiting.get(session.id, ())) == 2)
+    with frozen.events() as events:
+        gate.open()
+        turn.result(timeout_s=15)
+        session.wait_idle(timeout_s=15)
+        broken.reset()
+        one.engine.store.trim_journal(Retention(events=1))
+        one.engine.store.run(lambda _: None)
+        frozen.engine.upkeep.tick()
+        assert events.next(timeout_s=15).type == "events.gap"
+        assert events.next(timeout_s=15).cursor == one.cursor == frozen.cursor
+    frozen.engine.upkeep._lost_events()
+    assert "done" in {answers.get(timeout=15), answers.get(timeout=15)}
+    assert not frozen.quarantined()
+
+
+def test_an_id_that_is_used_again_has_nothing_of_the_life_another_process_ended(opened):
+    gate = Gate()
+    frozen = opened(ScriptedModel([[Wait(gate), Say("late")], "new"]))
+    frozen.engine.upkeep.stop()  # as SIGSTOP would
+    frozen.create_session(session_id="again").prompt("go")
+    gate.wait_reached()
+    other = opened(clock=VirtualClock(wall_ms=SystemClock().wall_ms() + 60_000))
+    other.session("again").delete()
+    session = frozen.create_session(session_id="again")
+    assert session.status().type == "idle"
+    assert session.prompt("hello").result(timeout_s=15).text == "new"
+    gate.open()
+    assert [message.text for message in session.messages()] == ["hello", "new"]
+
+
+def test_an_abort_is_no_success_when_another_process_runs_the_session(opened):
+    gate = Gate()
+    frozen = opened(clock=(clock := VirtualClock(wall_ms=SystemClock().wall_ms())))
+    frozen.engine.upkeep.stop()  # as SIGSTOP would
+    session = frozen.create_session()
+    session.prompt("go").result(timeout_s=15)
+    later = VirtualClock(wall_ms=clock.wall_ms() + 60_000)
+    other = opened(ScriptedModel(["", [Wait(gate), Say("done")]]), clock=later)
+    turn = other.session(session.id).prompt("more")
+    gate.wait_reached()
+    clock.advance(60.0)
+    with pytest.raises(errors.SessionClaimed):
+        session.abort()
+    gate.open()
+    assert turn.result(timeout_s=15).text == "done"

@@ -10,6 +10,7 @@ import pytest
 
 from understudy import Retention, errors
 from understudy.store import claims, journal, lease
+from understudy.store.changes import Change
 from understudy.store.database import SCHEMA_VERSION, _migrate, connect, prepare
 from understudy.store.events import SessionCreated
 from understudy.store.reads import cursor_before
@@ -111,7 +112,7 @@ def test_a_store_that_is_not_open_says_so(tmp_path):
     with pytest.raises(errors.StoreError, match="not open"):
         _ = store.read
     with pytest.raises(errors.StoreError, match="not open"):
-        store.forgive("ses_1")
+        store.renew_lease(print)
 
 
 # --- work --------------------------------------------------------------------------------------
@@ -232,6 +233,17 @@ def test_the_crash_of_a_session_that_is_gone_is_refused(stored):
             )
         )
     assert stored.read.restarts("ses_1") is None
+
+
+def test_only_the_owner_of_a_session_forgives_its_crashes(stored):
+    new_session(stored)
+    stored.run(lambda tx: claims.put_restart(tx, claims.RestartRecord("ses_1", consecutive=2)))
+    _, epoch = stored.read.claims(["ses_1"])["ses_1"]
+    for owner, left in (("rtm_2", 2), ("rtm_1", 0)):
+        change = Change("ses_1", owner, epoch, 1, 1_000, (), progress=True)
+        with contextlib.suppress(errors.SessionFenced):
+            wait(functools.partial(stored.commit, change))
+        assert stored.read.restarts("ses_1")[2] == left
 
 
 def test_a_journal_is_trimmed_piece_by_piece_until_it_fits(stored, monkeypatch):

@@ -150,4 +150,6 @@ class Workload:
         self._stage.tracking.act(self._stage.at_work(act.b), act.a, act.b)
 
     def rest(self, act: Act) -> None:
-        self._stage.scheduler.clock.advance((0.3, 1.0, 3.0, 9.0, 31.0)[act.a % 5])
+        seconds = (0.3, 1.0, 3.0, 9.0, 31.0)[act.a % 5]
+        self._stage.scheduler.clock.advance(seconds)
+        self._stage.let_pass_s += seconds
