@@ -41,7 +41,8 @@ class Subscription:
     """Events in order. Iterate it in a thread or with ``async for``; close it when done.
 
     Iteration ends when it is closed, when the runtime closes, and with one session's
-    ``session.deleted`` if it follows only that session.
+    ``session.deleted`` if it follows only that session. One that is behind when the runtime closes
+    ends with ``events.overflow``: the journal has the rest, after its cursor.
     """
 
     def __init__(
@@ -150,6 +151,8 @@ class Subscription:
             try:
                 page = self._page()
             except RuntimeClosed:
+                if self.cursor < self._publisher.cursor:
+                    self._replay.append(self._overflow())
                 return  # that is the end of it
             except BaseException:
                 self.fall_behind()
@@ -165,15 +168,19 @@ class Subscription:
         journal = self._publisher.journal
         page = journal.events(after=self.cursor, limit=_PAGE, session_id=self.session_id)
         session_id = self.session_id or ""
-        notes: list[EventsOverflow | EventsGap] = []
-        if self._dropped:
-            dropped, self._dropped = self._dropped, 0
-            notes.append(EventsOverflow(session_id=session_id, cursor=self.cursor, dropped=dropped))
+        notes = [self._overflow()] if self._dropped else []
         oldest, _ = journal.cursors()
         if 0 <= self.cursor < oldest - 1 and self.cursor != self._told_gap:
             self._told_gap = self.cursor
-            notes.append(EventsGap(session_id=session_id, after=self.cursor, oldest=oldest))
-        return [*(Event(note.type, session_id, None, None, 0, note) for note in notes), *page]
+            gap = EventsGap(session_id=session_id, after=self.cursor, oldest=oldest)
+            notes.append(Event(gap.type, session_id, None, None, 0, gap))
+        return [*notes, *page]
+
+    def _overflow(self) -> Event:
+        session_id, dropped = self.session_id or "", self._dropped
+        self._dropped = 0
+        note = EventsOverflow(session_id=session_id, cursor=self.cursor, dropped=dropped)
+        return Event(note.type, session_id, None, None, 0, note)
 
     def fall_behind(self) -> None:
         """Read the journal from its cursor on; what is gone from there is told as a gap."""

@@ -64,7 +64,7 @@ def _demo(commands: Any) -> None:
     )
     add = parser.add_argument
     add("--root", metavar="DIR", help="whose files are looked at (the current directory)")
-    add("--sessions", type=_count, default=300, metavar="N", help="how many (%(default)s)")
+    add("--sessions", type=_some, default=300, metavar="N", help="how many (%(default)s)")
     add("--kills", type=_count, default=3, metavar="N", help="of the process (%(default)s)")
     add("--crashes", type=_count, default=12, metavar="N", help="of actors (%(default)s)")
     add("--seed", type=int, default=1, metavar="S", help="of what is left to chance (%(default)s)")
@@ -145,7 +145,7 @@ def _looking(commands: Any) -> None:
     """Commands that look and touch nothing; they may look at a database in use."""
     parser = commands.add_parser("sessions", help="list sessions")
     add = parser.add_argument
-    add("--limit", type=_count, default=50, metavar="N", help="how many at most (%(default)s)")
+    add("--limit", type=_some, default=50, metavar="N", help="how many at most (%(default)s)")
     _add_looking(parser, "sessions")
     parser = commands.add_parser("show", help="print a session's transcript")
     parser.add_argument("session", metavar="SESSION")
@@ -230,8 +230,8 @@ def _sim(kinds: Any) -> None:
     )
     add = parser.add_argument
     add("--seed", type=int, default=0, metavar="S", help="the first seed (%(default)s)")
-    add("--seeds", type=_count, default=100, metavar="N", help="how many (%(default)s)")
-    add("--steps", type=_count, default=300, metavar="M", help="with faults, each (%(default)s)")
+    add("--seeds", type=_some, default=100, metavar="N", help="how many (%(default)s)")
+    add("--steps", type=_some, default=300, metavar="M", help="with faults, each (%(default)s)")
     add("--processes", type=_count, default=0, metavar="P", help="side by side (one a processor)")
     add("--trace", action="store_true", help="print what happened, step by step")
     parser.set_defaults(command=_run_sim)
@@ -249,7 +249,7 @@ def _kill(kinds: Any) -> None:
         "two, full. Exit code 1 if a guarantee was broken; the files of such rounds are kept.",
     )
     add = parser.add_argument
-    add("--rounds", type=_count, metavar="N", help="how many (100, or as --minutes allow)")
+    add("--rounds", type=_some, metavar="N", help="how many (100, or as --minutes allow)")
     add("--minutes", type=_minutes, metavar="M", help="begin no round after so long")
     add("--seed", type=int, default=1, metavar="S", help="of what is left to chance (%(default)s)")
     add("--kinds", metavar="A,B", help="only these kinds of rounds")
@@ -301,10 +301,14 @@ def _count(text: str) -> int:
     return _whole(text)
 
 
-def _whole(text: str, *, most: int = sys.maxsize) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= most):
+def _some(text: str) -> int:
+    return _whole(text, least=1)
+
+
+def _whole(text: str, *, least: int = 0, most: int = sys.maxsize) -> int:
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
         until = "" if most == sys.maxsize else f" to {most}"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0{until}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}{until}")
     return int(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -137,9 +138,12 @@ def tally(counts: Counts) -> str:
 def table(
     rows: Sequence[Sequence[Any]], *, heads: Sequence[str] = (), right: Sequence[int] = ()
 ) -> None:
-    """Print rows in columns; those numbered in ``right`` are aligned to the right."""
+    """Print rows in columns; those numbered in ``right`` are aligned to the right.
+
+    Of columns with heads only the last is ever shortened: a narrow terminal gets plain lines.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
-    if is_rich():
+    if is_rich() and _fits(cells, heads):
         _draw(cells, heads, right)
         return
     lines = [[head.upper() for head in heads], *cells] if heads else cells
@@ -150,6 +154,14 @@ def table(
             for number, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         print("  ".join(padded).rstrip())
+
+
+def _fits(cells: list[list[str]], heads: Sequence[str]) -> bool:
+    if not heads:
+        return True
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    drawn = sum(widths[:-1]) + len(heads[-1]) + 3 * len(heads) + 1
+    return drawn <= shutil.get_terminal_size().columns
 
 
 def _draw(cells: list[list[str]], heads: Sequence[str], right: Sequence[int]) -> None:
@@ -166,10 +178,15 @@ def _draw(cells: list[list[str]], heads: Sequence[str], right: Sequence[int]) ->
             justify="right" if number in right else "left",
             overflow="ellipsis" if heads else "fold",
             no_wrap=bool(heads),
+            min_width=_widest(cells, number) if heads and number < len(heads) - 1 else None,
         )
     for row in cells:
         drawn.add_row(*map(Text, row))
     Console(highlight=False).print(drawn)
+
+
+def _widest(cells: list[list[str]], number: int) -> int:
+    return max((len(row[number]) for row in cells), default=0)
 
 
 def emphasise(line: str, *, good: bool) -> None:

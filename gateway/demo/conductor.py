@@ -76,7 +76,7 @@ class Conductor:
         """One life of the worker: to the end of the work, to its kill, or to its own death."""
         started = heard = time.monotonic()
         ready, kill_at = False, float("inf")
-        while not self._all_done():
+        while kill_at < float("inf") or not self._all_done():
             batch = child.take(TICK_S)
             now = time.monotonic()
             heard = now if batch else heard
@@ -94,7 +94,7 @@ class Conductor:
             if ready:
                 self._ask(child)
                 self._crash(child)
-            if self._kills and self.counts.answered >= self._kills[0]:
+            if kill_at == float("inf") and self._kill_is_due(asked=ready):
                 self._kills.pop(0)
                 kill_at = now + self._chance.uniform(0, KILL_DELAY_S)
             if now >= kill_at:
@@ -141,10 +141,10 @@ class Conductor:
     # --- acting --------------------------------------------------------------------------------
 
     def _ask(self, child: Child[News]) -> None:
-        """Keep so many prompts in flight."""
-        room = IN_FLIGHT - self._in_flight()
-        waiting = (task for task in self.tasks.values() if not (task.asked or task.outcome))
-        for task, _ in zip(waiting, range(room), strict=False):
+        """Keep so many prompts in flight, and one in hand for each kill to come."""
+        waiting = [task for task in self.tasks.values() if not (task.asked or task.outcome)]
+        room = min(IN_FLIGHT - self._in_flight(), len(waiting) - len(self._kills))
+        for task in waiting[: max(0, room)]:
             task.asked = True
             child.order(task.order())
 
@@ -159,6 +159,12 @@ class Conductor:
             self._victims.add(victim)
             self.ledger.write([Entry("crash", session=victim)])
             child.order(Order("crash", session=victim))
+
+    def _kill_is_due(self, *, asked: bool) -> bool:
+        """At its moment, or when there is nothing to do but what is kept for after it."""
+        if not self._kills:
+            return False
+        return self.counts.answered >= self._kills[0] or (asked and not self._in_flight())
 
     def _kill(self, child: Child[News]) -> None:
         in_flight = self._in_flight()

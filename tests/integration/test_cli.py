@@ -17,6 +17,7 @@ import pytest
 
 from understudy import Runtime, ScriptedModel
 from understudy.actors.models.scripted import Gate, Wait
+from understudy.gateway import display
 
 PATIENCE_S = 30.0
 
@@ -81,11 +82,19 @@ def test_wrong_usage_exits_with_2(arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("events", "--after=x"), ("serve", "--port=65536"), ("sessions", "--limit=-1")]
+    "arguments", [("events", "--after=x"), ("serve", "--port=65536"), ("demo", "--kills=-1")]
 )
 def test_a_wrong_number_is_told_what_would_be_right(arguments):
     value = arguments[1].split("=")[1]
     assert f"'{value}' is not a whole number from 0" in run(*arguments).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("chaos", "sim", "--seeds=0"), ("sessions", "--limit=0"), ("chaos", "kill", "--rounds=0")],
+)
+def test_nothing_is_not_quietly_done_none_times(arguments):
+    assert "'0' is not a whole number from 1" in run(*arguments).stderr
 
 
 def test_who_looks_before_there_is_anything_hears_that_there_is_no_database(tmp_path: Path):
@@ -177,6 +186,17 @@ def test_sessions_are_listed_with_their_state(database: Path):
     assert "idle" in done.stdout
     lines = run("sessions", "--json", "--limit", "1", "--database", str(database)).stdout
     assert json.loads(lines)["info"]["title"] == "Session two"
+
+
+@pytest.mark.parametrize("columns", [40, 66, 200])
+def test_a_terminal_of_any_width_shows_whole_ids(capsys, monkeypatch, columns):
+    monkeypatch.setattr(display, "is_rich", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    session_id, title = f"ses_{'1' * 26}", "a title that may be cut " * 5
+    display.table([(session_id, "idle", "today", title)], heads=("session", "state", "at", "title"))
+    shown = capsys.readouterr().out
+    assert session_id in shown
+    assert ("\u256d" in shown) is (columns > 40)
 
 
 def test_a_transcript_is_shown(database: Path):

@@ -504,3 +504,20 @@ def test_what_happened_while_nobody_was_connected_is_not_told_later(opened, rece
     eventually(lambda: len(after) >= 5)
     assert min(after) > start
     assert len(after) == 5
+
+
+def test_who_is_behind_when_the_runtime_closes_is_told_where_to_go_on(opened):
+    runtime = opened()
+    session = runtime.create_session()
+    with runtime.events(buffer=3) as slow, session.events(after=0) as late:
+        last = runtime.cursor
+        for number in range(3):
+            session.prompt(f"say {number}").result(timeout_s=15)
+        runtime.close()
+        for behind, cursor in ((slow, last), (late, 0)):
+            assert [event.type for event in behind] == ["events.overflow"]
+            assert behind.cursor == cursor
+            assert behind.next() is None
+    with opened().events(after=slow.cursor) as rest:
+        settled = [event for event in iter(rest.poll, None) if event.type == "prompt.settled"]
+    assert len(settled) == 3

@@ -51,6 +51,13 @@ def accepted(database: Path) -> list[str]:
     return [entry["accepted"] for entry in entries if entry["kind"] == "accepted"]
 
 
+def test_as_many_kills_as_were_asked_for_though_there_is_little_to_do(tmp_path: Path, root: Path):
+    command = demo(tmp_path / "demo.db", root, "--sessions", "2", "--kills", "3", "--crashes", "0")
+    code, verdict = finish(command)
+    assert code == 0, verdict
+    assert (verdict["kills"], verdict["answered"]) == (3, 2)
+
+
 def test_kills_and_crashes_lose_and_double_nothing(tmp_path: Path, root: Path):
     database = tmp_path / "demo.db"
     command = demo(database, root, "--sessions", "30", "--kills", "2", "--crashes", "4")
