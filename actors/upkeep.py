@@ -62,7 +62,7 @@ class Upkeep:
         """Do what is due."""
         now = self._engine.clock.monotonic_s()
         for duty, every_s in (
-            (self._renew, self._engine.store.lease.lease_s / 4),
+            (self._keep_lease, TICK_S),
             (self._hung_handlers, WATCH_EVERY_S),
             (self._lost_executions, WATCH_EVERY_S),
             (self._engine.hooks.let_go, WATCH_EVERY_S),
@@ -84,6 +84,10 @@ class Upkeep:
                 logger.exception("Upkeep failed")
 
     # --- the duties ----------------------------------------------------------------------------
+
+    def _keep_lease(self) -> None:
+        if self._engine.store.lease.is_due(now_ms=self._engine.clock.wall_ms()):
+            self._renew()
 
     def _renew(self) -> None:
         # A process that was frozen may have been replaced, by one that is gone again: whoever

@@ -76,6 +76,12 @@ class Lease:
         """Whether nobody can have taken this runtime for dead since a claim held in ``term``."""
         return term == self.term and self._in_time(now_ms)
 
+    def is_due(self, *, now_ms: int) -> bool:
+        """Whether a quarter of the lease is over: until a renewal is committed, it stays due."""
+        if self._until_ms is None:
+            return True
+        return not 0 <= now_ms - (self._until_ms - self._lease_ms) < self._lease_ms // 4
+
     # --- jobs of the writer --------------------------------------------------------------------
 
     def extend(self, until_ms: int) -> None:

@@ -165,7 +165,7 @@ def test_a_turn_taken_over_while_its_runtime_was_frozen_is_ended_there(opened, e
     other = opened(tools=[quiet], clock=later)
     assert len(other.recovered) == 1
     other.close()
-    frozen.engine.upkeep.tick()
+    frozen.engine.upkeep._renew()
     assert ended.wait(10)
     eventually(lambda: not frozen.statuses())
 

@@ -286,3 +286,13 @@ def test_a_kept_error_of_a_read_keeps_no_old_state_for_the_reads_after_it(stored
     new_session(stored, "ses_2")
     for _ in range(20):  # more than there are connections
         assert stored.read.session("ses_2") is not None
+
+
+def test_a_lease_is_due_until_its_renewal_is_committed(tmp_path):
+    kept = lease.Lease(tmp_path / "a.db", "rtm_1", lease_s=20.0)
+    kept.extend(120_000)
+    due = {now_ms: kept.is_due(now_ms=now_ms) for now_ms in (99_999, 100_000, 104_999, 105_000)}
+    assert due == {99_999: True, 100_000: False, 104_999: False, 105_000: True}
+    assert kept.is_due(now_ms=106_000)
+    kept.extend(126_000)
+    assert not kept.is_due(now_ms=106_000)
