@@ -10,7 +10,6 @@ import logging
 import os
 import random
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -19,19 +18,19 @@ from pykka._envelope import Envelope
 
 from understudy.actors.clock import Clock
 from understudy.actors.core.commands import Abort, Command, Reason, Reply
-from understudy.actors.core.forking import fork_facts
-from understudy.actors.core.state import Moment, Rules, State
+from understudy.actors.core.state import Rules
 from understudy.actors.executor import Executor
 from understudy.actors.handles import in_event_loop
 from understudy.actors.hooks import Hooks
-from understudy.actors.messages import Delete, Prove
+from understudy.actors.lifecycle import Lifecycle
+from understudy.actors.messages import Prove
 from understudy.actors.orphans import Orphans
 from understudy.actors.outcomes import OUTCOMES, Outcomes
-from understudy.actors.pending import Pending, settled
+from understudy.actors.pending import Pending
 from understudy.actors.platform import Platform
 from understudy.actors.pool import Mailbox
 from understudy.actors.publisher import Publisher
-from understudy.actors.recovery_report import RecoveryReport, report_of
+from understudy.actors.recovery_report import Reports
 from understudy.actors.registry import Registry
 from understudy.actors.session import Session
 from understudy.actors.supervisor import Died, RestartPolicy, Supervisor
@@ -45,19 +44,16 @@ from understudy.errors import (
     SessionNotFound,
     UnderstudyError,
 )
-from understudy.store.claims import Claimed
 from understudy.store.events import (
     AnyFact,
     Event,
     PromptSettled,
-    SessionCreated,
     SessionDeleted,
     SessionReset,
-    deleted_by,
 )
 from understudy.store.ids import make_id
 from understudy.store.journal import Retention
-from understudy.store.records import ModelRef, SessionTime
+from understudy.store.records import ModelRef
 from understudy.store.records import Session as SessionRecord
 from understudy.store.store import Store
 from understudy.store.tracker_rows import TrackerRows
@@ -110,7 +106,6 @@ class Engine:
         self.rules = config.rules
         self.restart = config.restart
         self.clock: Clock = config.clock
-        self.recovered: deque[RecoveryReport] = deque(maxlen=10_000)
         self.platform = config.platform
         self.chance = random.Random(config.seed)
         self._count = 0
@@ -127,7 +122,7 @@ class Engine:
             fault=config.fault,
             lane=lane,
         )
-        self.outcomes = Outcomes()
+        self.outcomes = Outcomes(self)
         self.publisher.observe(self.outcomes.observe, *OUTCOMES)
         self.publisher.observe(self._after_turn, PromptSettled)
         self.publisher.observe(lambda e: self._forget_deleted(e.session_id), SessionDeleted)
@@ -136,6 +131,8 @@ class Engine:
         self.executor = Executor(self)
         self.pool = self.platform.dispatcher(config.threads, monotonic_s=self.clock.monotonic_s)
         self.registry = Registry(self, self.pool, monotonic_s=self.clock.monotonic_s)
+        self.lifecycle = Lifecycle(self)
+        self.reports = Reports(self, config.recovery_hook)
         self.orphans = Orphans(self)
         self.supervisor = Supervisor(Mailbox(self.pool), self, self.restart, self.chance)
         self.upkeep = Upkeep(
@@ -145,7 +142,6 @@ class Engine:
             retention=config.retention,
         )
         self._tracker: SessionTracker | None = None
-        self._forgetting: dict[str, Pending[Any]] = {}
         self._background = self.platform.calls("understudy-calls", 4)
         self._lock = threading.Lock()
         self._state: Literal["new", "open", "closing", "closed"] = "new"
@@ -227,7 +223,7 @@ class Engine:
                 return
             if not actor.idle:
                 try:
-                    self.idle_of(actor.session_id).get(timeout=left)
+                    self.outcomes.idle_of(actor.session_id).get(timeout=left)
                 except UnderstudyError:
                     continue
 
@@ -245,119 +241,7 @@ class Engine:
             except UnderstudyError as error:
                 logger.warning("A turn could not be ended at close: %s", error)
 
-    # --- sessions ------------------------------------------------------------------------------
-
-    def create(self, info: SessionRecord, pending: Pending[SessionRecord]) -> None:
-        """A new, empty session. A child of an internal session is internal too."""
-        if not info.internal and info.parent_id is None:
-            self._insert(info, (SessionCreated(session_id=info.id, info=info),), pending)
-            return
-
-        def work() -> None:
-            parent = None if info.parent_id is None else self.store.read.session(info.parent_id)
-            internal = info.internal or (parent is not None and parent.internal)
-            final = msgspec.structs.replace(info, internal=internal)
-            self._insert(final, (SessionCreated(session_id=info.id, info=final),), pending)
-
-        self.attempt(work, pending)
-
-    def _insert(
-        self,
-        info: SessionRecord,
-        facts: tuple[AnyFact, ...],
-        pending: Pending[SessionRecord],
-    ) -> None:
-        """Bypass an internal session, durably, before anybody hears of it; then create it."""
-        known = not info.internal or self.tracker.is_bypassed(info.id)
-        if info.internal:
-            self.tracker.bypass(info.id, allow_unknown=True)
-
-        def done(claimed: Claimed | None, _: list[Event], error: BaseException | None) -> None:
-            if claimed is None:
-                if not known:
-                    self.in_background(lambda: self.tracker.unbypass(info.id), Pending())
-                pending.fail(error or RuntimeError("no claim"))
-                return
-            self.registry.born(info.id, State(info=info, seq=claimed.seq), claimed.epoch)
-            pending.set(info)
-            self.hooks.later("session_start", info)
-
-        self.store.create(info, facts, done)
-
-    def delete(self, session_id: str, pending: Pending[Any], *, missing_ok: bool) -> None:
-        def answered(error: BaseException | None, ids: Any) -> None:
-            if error is None:
-                # Gone means all of it: whoever makes it again must not find, or lose, a bypass.
-                forgotten = self._forgetting.pop(session_id, None) or settled(None)
-                forgotten.then(lambda _: pending.set(len(ids)))
-            elif isinstance(error, SessionNotFound) and missing_ok:
-                pending.set(0)
-            else:
-                pending.fail(error)
-
-        def unowned(ids: Any, events: list[Event], error: BaseException | None) -> None:
-            if error is None:
-                self.sessions_deleted(deleted_by(events))
-            answered(error, ids)
-
-        self.must_be_open()
-        if self.registry.actor(session_id) is None or session_id in self.registry.quarantined:
-            # Nobody works on it here: its rows go without bringing it to life first.
-            self.store.delete_tree(session_id, None, unowned)
-            return
-        reply = self.registry.send(session_id, Delete())
-        reply.then(lambda done: answered(done.error, done.result() if done.error is None else None))
-
-    def fork(
-        self,
-        session_id: str,
-        fork_id: str,
-        pending: Pending[SessionRecord],
-        *,
-        before: str | None,
-        title: str | None,
-        internal: bool,
-    ) -> None:
-        """Copy a session's settled history into a new one."""
-
-        def work() -> None:
-            source = self.record_of(session_id)
-            now = self.clock.wall_ms()
-            info = msgspec.structs.replace(
-                source,
-                id=fork_id,
-                title=_fork_title(source.title) if title is None else title,
-                time=SessionTime(created=now, updated=now),
-                internal=source.internal or internal,
-                revert=None,
-                compaction_failures=0,
-            )
-            facts = fork_facts(
-                self.store.read.messages(session_id),
-                source_id=session_id,
-                info=info,
-                before=before or (source.revert.message_id if source.revert else None),
-                moment=Moment(now, self.entropy()),
-            )
-            self._insert(info, facts, pending)
-
-        self.attempt(work, pending)
-
-    def reset(self, session_id: str, pending: Pending[bool]) -> None:
-        """Lift a quarantine, and recover the session."""
-
-        def done(lifted: Any, _: list[Event], error: BaseException | None) -> None:
-            if error is not None:
-                pending.fail(error)
-                return
-            self.registry.quarantined.pop(session_id, None)
-            if lifted:
-                self.registry.wake(session_id).then(lambda _: pending.set(True))
-            else:
-                pending.set(False)
-
-        facts = (SessionReset(session_id=session_id),)
-        self.store.lift_quarantine(session_id, facts, done)
+    # --- calls ---------------------------------------------------------------------------------
 
     def reply(self, command: Reply, pending: Pending[Any]) -> None:
         """Find whose request it is, and answer it there."""
@@ -371,8 +255,6 @@ class Engine:
             self.send(ask.session_id, command).then(_pass_on(pending))
 
         self.attempt(work, pending)
-
-    # --- calls ---------------------------------------------------------------------------------
 
     def send(
         self, session_id: str, command: Command, reply: Pending[Any] | None = None
@@ -449,24 +331,6 @@ class Engine:
             "asks": len(state.asks),
         }
 
-    def idle_of(self, session_id: str) -> Pending[Any]:
-        """Settled when the session has nothing to do."""
-        pending = self.outcomes.expect_idle(session_id)
-        pending.then(lambda _: self.outcomes.forget(session_id, "", pending))
-        self.attempt(lambda: self._look_idle(session_id), pending)
-        return pending
-
-    def _look_idle(self, session_id: str) -> None:
-        if self.status_of(session_id)["type"] in ("idle", "quarantined"):
-            self.outcomes.rest(session_id)
-
-    def end_of(self, session_id: str, message_id: str) -> Pending[Any]:
-        """The end of a prompt or compaction accepted who knows when: it may be there already."""
-        ended = self.outcomes.expect(session_id, message_id)
-        ended.then(lambda _: self.outcomes.forget(session_id, message_id, ended))
-        self.attempt(lambda: self.outcomes.look(self.store.read, session_id, message_id), ended)
-        return ended
-
     def look_again(self) -> None:
         """Learn from the rows what events said that were trimmed before they came here."""
         quarantined = set(self.registry.quarantined)
@@ -475,13 +339,7 @@ class Engine:
         for session_id in {*self.executor.sessions(), *self.supervisor.sessions()}:
             if self.store.read.session(session_id) is None:
                 self._forget_deleted(session_id)
-        for session_id, message_id in self.outcomes.waited():
-            if message_id:
-                self.outcomes.look(self.store.read, session_id, message_id)
-            elif self.store.read.session(session_id) is None:
-                self.outcomes.tell_deleted(session_id)
-            else:
-                self._look_idle(session_id)
+        self.outcomes.look_again()
 
     def model_ref(self, name: str | None) -> ModelRef | None:
         """A model of this runtime by ``provider/model``. Raises ``InvalidInput``."""
@@ -577,63 +435,12 @@ class Engine:
         self.registry.ended(session_id, mailbox, error)
 
     def sessions_deleted(self, infos: Sequence[SessionRecord]) -> None:
-        """Drop what is kept of deleted sessions, children first, their root last."""
-        self._forget_tracked(infos)
-        for info in infos:
-            session_id = info.id
-            self.registry.quarantined.pop(session_id, None)  # its id may be used again at once
-            self.executor.cancel(session_id, "delete")
-            self.registry.remove(
-                session_id,
-                SessionNotFound(f"Session {session_id} was deleted", session_id=session_id),
-            )
-            # A prompt accepted in the same transaction is waited for since after its events.
-            self.outcomes.tell_deleted(session_id)
-            self.hooks.later("session_end", info)
-
-    def _forget_tracked(self, infos: Sequence[SessionRecord]) -> None:
-        """Drop claims and bypasses, off the writer's thread; the delete's answer waits for it.
-
-        An internal session keeps its bypass until that expires: its late hooks must not run.
-        """
-        tracker = self.tracker
-        known = [each.id for each in infos if not each.internal and tracker.knows(each.id)]
-        if known:
-            forgotten: Pending[Any] = Pending()
-            self._forgetting[infos[-1].id] = forgotten
-
-            def forget() -> None:
-                for session_id in known:
-                    tracker.forget(session_id)
-
-            self.in_background(forget, forgotten)
+        self.lifecycle.ended(infos)
 
     def session_recovered(
         self, session_id: str, reason: Reason, facts: tuple[AnyFact, ...]
     ) -> None:
-        """Keep the report, and call the app's hook in a thread of its own."""
-        report = report_of(session_id, reason, facts)
-        if report is None:
-            return
-        self.recovered.append(report)
-        if self.config.recovery_hook is not None:
-            self.hooks.workers.submit(lambda: self._call_hook(report))
-
-    def orphan_recovered(self, info: SessionRecord, facts: tuple[AnyFact, ...]) -> None:
-        """A session is whole again, and rests: there is no actor of it."""
-        self.session_recovered(info.id, "restart", facts)
-        for fact in facts:
-            if type(fact) is PromptSettled:
-                self.hooks.after_turn(info, fact)
-
-    def _call_hook(self, report: RecoveryReport) -> None:
-        assert self.config.recovery_hook is not None, "only called with a hook"
-        try:
-            self.config.recovery_hook(
-                self.front, self.handle_of(self.record_of(report.session_id)), report
-            )
-        except Exception:
-            logger.exception("The recovery hook failed for session %s", report.session_id)
+        self.reports.recovered(session_id, reason, facts)
 
     def revive(self, session_id: str, mailbox: Mailbox, reason: Reason) -> None:
         self.registry.revive(session_id, mailbox, reason)
@@ -643,13 +450,6 @@ class Engine:
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         self.executor.call_later(delay_s, callback)
-
-
-def _fork_title(title: str) -> str:
-    head, _, tail = title.rpartition(" (fork #")
-    if head and tail.endswith(")") and tail[:-1].isdigit():
-        return f"{head} (fork #{int(tail[:-1]) + 1})"
-    return f"{title} (fork #1)"
 
 
 def _pass_on(pending: Pending[Any]) -> Callable[[Pending[Any]], None]:

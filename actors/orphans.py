@@ -141,7 +141,7 @@ class Orphans:
             whole = {orphan.info.id for orphan, _ in decided}.difference(moved)
             for orphan, decision in decided:
                 if orphan.info.id in whole:
-                    self._engine.orphan_recovered(decision.state.info, decision.facts)
+                    self._engine.reports.orphan_recovered(decision.state.info, decision.facts)
             pending.set([session_id for session_id in chunk if session_id not in whole])
 
         facts = [(orphan, decision.facts) for orphan, decision in decided]

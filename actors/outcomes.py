@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from understudy.actors.pending import Pending
 from understudy.actors.supervisor import quarantine_error
@@ -19,17 +20,28 @@ from understudy.store.events import (
 from understudy.store.records import CompactionPart
 
 if TYPE_CHECKING:
-    from understudy.store.reads import Reads
+    from understudy.store.store import Store
 
 _IDLE = ""
 OUTCOMES: Final = (PartUpdated, PromptSettled, SessionDeleted, SessionIdle, SessionQuarantined)
 """The facts an ``Outcomes`` observes."""
 
 
+class Host(Protocol):
+    """What looking for an outcome takes of a runtime."""
+
+    store: Store
+
+    def status_of(self, session_id: str) -> dict[str, Any]: ...
+
+    def attempt(self, work: Callable[[], None], pending: Pending[Any]) -> None: ...
+
+
 class Outcomes:
     """Waiters by session and by the id of the message they wait for. Told by the publisher."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._lock = threading.Lock()
         self._waiting: dict[str, dict[str, list[Pending[Any]]]] = {}
         self._closed = False
@@ -37,10 +49,6 @@ class Outcomes:
     def expect(self, session_id: str, message_id: str) -> Pending[Any]:
         """The settled ``Prompt``, or the terminal ``CompactionPart``, of a message."""
         return self._wait(session_id, message_id)
-
-    def expect_idle(self, session_id: str) -> Pending[Any]:
-        """The session's next ``session.idle``."""
-        return self._wait(session_id, _IDLE)
 
     def _wait(self, session_id: str, key: str) -> Pending[Any]:
         pending: Pending[Any] = Pending()
@@ -63,13 +71,39 @@ class Outcomes:
             if not group:
                 self._waiting.pop(session_id, None)
 
-    def waited(self) -> list[tuple[str, str]]:
-        """The sessions and the messages that somebody waits for; for a session's rest it is ""."""
-        with self._lock:
-            return [(each, key) for each, group in self._waiting.items() for key in group]
+    def end_of(self, session_id: str, message_id: str) -> Pending[Any]:
+        """The end of a prompt or compaction accepted who knows when: it may be there already."""
+        ended = self.expect(session_id, message_id)
+        ended.then(lambda _: self.forget(session_id, message_id, ended))
+        self._host.attempt(lambda: self._look(session_id, message_id), ended)
+        return ended
 
-    def look(self, read: Reads, session_id: str, message_id: str) -> None:
+    def idle_of(self, session_id: str) -> Pending[Any]:
+        """Settled when the session has nothing to do."""
+        pending = self._wait(session_id, _IDLE)
+        pending.then(lambda _: self.forget(session_id, _IDLE, pending))
+        self._host.attempt(lambda: self._look_idle(session_id), pending)
+        return pending
+
+    def look_again(self) -> None:
+        """Answer from the rows: the events that would have answered are gone."""
+        with self._lock:
+            waited = [(each, key) for each, group in self._waiting.items() for key in group]
+        for session_id, key in waited:
+            if key != _IDLE:
+                self._look(session_id, key)
+            elif self._host.store.read.session(session_id) is None:
+                self.tell_deleted(session_id)
+            else:
+                self._look_idle(session_id)
+
+    def _look_idle(self, session_id: str) -> None:
+        if self._host.status_of(session_id)["type"] in ("idle", "quarantined"):
+            self._tell(session_id, _IDLE, None)
+
+    def _look(self, session_id: str, message_id: str) -> None:
         """Answer who waits for a prompt or a compaction by what its rows say of its end."""
+        read = self._host.store.read
         prompt, _ = read.prompt(session_id, message_id)
         part = read.marker(session_id, message_id) if prompt is None else None
         if prompt is not None and prompt.outcome is not None:
@@ -82,10 +116,6 @@ class Outcomes:
         elif (reason := read.quarantined().get(session_id)) is not None:
             self._fail(session_id, message_id, quarantine_error(session_id, reason))
 
-    def rest(self, session_id: str) -> None:
-        """Tell who waits for a session to have nothing to do."""
-        self._tell(session_id, _IDLE, None)
-
     def observe(self, event: Event) -> None:
         """Look at a committed event. Cheap when it is nobody's business."""
         if event.session_id not in self._waiting:
@@ -97,7 +127,7 @@ class Outcomes:
             if not fact.part.active:
                 self._tell(event.session_id, fact.part.message_id, fact.part)
         elif type(fact) is SessionIdle:
-            self.rest(event.session_id)
+            self._tell(event.session_id, _IDLE, None)
         elif type(fact) is SessionDeleted:
             self.tell_deleted(event.session_id)
         elif type(fact) is SessionQuarantined:

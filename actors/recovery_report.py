@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,10 +18,14 @@ from understudy.store.events import (
     PromptSettled,
 )
 from understudy.store.records import AssistantMessage, ToolFailed, ToolPart
+from understudy.store.records import Session as SessionRecord
 
 if TYPE_CHECKING:
+    from understudy.actors.engine import Engine
     from understudy.actors.runtime import Runtime
     from understudy.actors.session import Session
+
+logger = logging.getLogger("understudy")
 
 
 class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,3 +80,36 @@ def report_of(session_id: str, reason: Reason, facts: tuple[AnyFact, ...]) -> Re
         prompts=tuple(prompts),
         restarted=any(isinstance(fact, ActorRestarted) for fact in facts),
     )
+
+
+class Reports:
+    """Keeps the latest reports, and calls the app's hook with each in a thread of its own."""
+
+    def __init__(self, engine: Engine, hook: RecoveryHook | None) -> None:
+        self.latest: deque[RecoveryReport] = deque(maxlen=10_000)
+        self._engine = engine
+        self._hook = hook
+
+    def recovered(self, session_id: str, reason: Reason, facts: tuple[AnyFact, ...]) -> None:
+        report = report_of(session_id, reason, facts)
+        if report is None:
+            return
+        self.latest.append(report)
+        if self._hook is not None:
+            self._engine.hooks.workers.submit(lambda: self._call_hook(report))
+
+    def orphan_recovered(self, info: SessionRecord, facts: tuple[AnyFact, ...]) -> None:
+        """A session is whole again, and rests: there is no actor of it."""
+        self.recovered(info.id, "restart", facts)
+        for fact in facts:
+            if type(fact) is PromptSettled:
+                self._engine.hooks.after_turn(info, fact)
+
+    def _call_hook(self, report: RecoveryReport) -> None:
+        assert self._hook is not None, "only called with a hook"
+        engine = self._engine
+        try:
+            session = engine.handle_of(engine.record_of(report.session_id))
+            self._hook(engine.front, session, report)
+        except Exception:
+            logger.exception("The recovery hook failed for session %s", report.session_id)

@@ -258,7 +258,7 @@ class Runtime:
             permission=given.permission_rules(permissions),
         )
         pending: Pending[SessionRecord] = Pending()
-        engine.create(info, pending)
+        engine.lifecycle.create(info, pending)
         return Session(self, info.id)._begin(pending, engine.timeout_s(None))
 
     def session(self, session_id: str) -> Session:
@@ -401,7 +401,7 @@ class Runtime:
     @property
     def recovered(self) -> Sequence[RecoveryReport]:
         """What recoveries did since the start, the latest 10,000."""
-        return tuple(self.engine.recovered)
+        return tuple(self.engine.reports.latest)
 
     @property
     def restarts(self) -> int:

@@ -245,7 +245,9 @@ class Session(Handle):
         if before is not None:
             check_id("before", before)
         internal = inside_hook() is not None
-        engine.fork(self.id, fork_id, pending, before=before, title=name, internal=internal)
+        engine.lifecycle.fork(
+            self.id, fork_id, pending, before=before, title=name, internal=internal
+        )
         return Session(self._runtime, fork_id)._begin(pending, engine.timeout_s(None))
 
     def update(
@@ -286,7 +288,7 @@ class Session(Handle):
         engine = self._runtime.engine
         given.switch("missing_ok", missing_ok)
         pending: Pending[int] = Pending()
-        engine.delete(self.id, pending, missing_ok=missing_ok)
+        engine.lifecycle.delete(self.id, pending, missing_ok=missing_ok)
         return Done()._begin(pending, engine.timeout_s(None))
 
     def reset(self) -> Done:
@@ -294,7 +296,7 @@ class Session(Handle):
         engine = self._runtime.engine
         engine.must_be_open()
         pending: Pending[bool] = Pending()
-        engine.reset(self.id, pending)
+        engine.lifecycle.reset(self.id, pending)
         return Done()._begin(pending, engine.timeout_s(None))
 
     def _crash(self, reason: str = "crash on request") -> Done:
@@ -356,7 +358,7 @@ class Session(Handle):
     def wait_idle(self, *, timeout_s: float | None = None) -> Done:
         """Wait until the session has nothing left to do."""
         timeout_s = given.seconds("timeout_s", timeout_s)
-        return Done()._begin(self._runtime.engine.idle_of(self.id), timeout_s)
+        return Done()._begin(self._runtime.engine.outcomes.idle_of(self.id), timeout_s)
 
     # --- plumbing ------------------------------------------------------------------------------
 

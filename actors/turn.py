@@ -91,7 +91,7 @@ class Turn(Handle):
             return Reply()._begin(done, timeout_s)
         self._ready()
         engine = self._runtime.engine
-        ended = self._settled or engine.end_of(self.session.id, self.message_id)
+        ended = self._settled or engine.outcomes.end_of(self.session.id, self.message_id)
 
         def report(_: Pending[Any]) -> None:
             self._report(ended, done)
@@ -280,7 +280,7 @@ class Compaction(Handle):
         done: Pending[Any] = Pending()
         marker_id = self.marker_id
         engine = self._runtime.engine
-        ended = engine.end_of(self.session.id, marker_id)
+        ended = engine.outcomes.end_of(self.session.id, marker_id)
         ended.then(lambda _: engine.in_background(lambda: self._answer(ended), done))
         return Done()._begin(done, timeout_s)
 

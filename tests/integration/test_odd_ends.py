@@ -20,7 +20,7 @@ def test_a_drain_that_is_too_short_interrupts_what_still_runs(opened):
     gate.wait_reached()
     assert runtime.close(drain_s=0.1)
     runtime = opened()
-    assert not runtime.engine.recovered, "nothing was left to recover"
+    assert not runtime.engine.reports.latest, "nothing was left to recover"
     for session in sessions:
         (prompt,) = runtime.session(session.id).prompts()
         assert prompt.outcome == "interrupted"
