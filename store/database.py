@@ -22,7 +22,7 @@ from understudy.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 Durability = Literal["full", "normal"]
 
@@ -34,7 +34,10 @@ WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
 
 def check_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a database file that may be made, absolute, or a typed error about it."""
+    """The path of a database file that may be made, absolute, or a typed error about it.
+
+    Without links: who opens one file by two names must find the other's lock beside it.
+    """
     file = _absolute(path)
     if file.is_dir():
         raise StoreUnreadable(f"{file} is a directory, not a database file", path=str(file))
@@ -53,7 +56,7 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
         raise InvalidInput(f"a database is a file; {text!r} is not a path to one", field="path")
     if "\0" in text:
         raise InvalidInput("a path has no null character", field="path")
-    return Path(text).absolute()
+    return Path(os.path.realpath(text))
 
 
 def connect(
@@ -109,6 +112,29 @@ def prepare(path: Path, *, durability: Durability = "full") -> SqliteDatabase:
         database.close()
         raise
     return database
+
+
+def guard(path: Path) -> Callable[[], None]:
+    """A check that ``path`` still names the file it names now.
+
+    It raises ``StoreUnreadable`` otherwise: what went into a deleted file would be told as durable.
+    """
+    file = _identity(path)
+
+    def check() -> None:
+        if _identity(path) != file:
+            problem = f"{path} was moved, deleted or replaced while it was in use"
+            raise StoreUnreadable(problem, path=str(path))
+
+    return check
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def check_existing(path: str | os.PathLike[str]) -> Path:

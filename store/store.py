@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from understudy.errors import CommandTimeout, StoreError
 from understudy.store import claims, damage, journal
 from understudy.store.changes import Change, Transaction
-from understudy.store.database import Durability, check_path, prepare, room_bytes, translated
+from understudy.store.database import (
+    Durability,
+    check_path,
+    guard,
+    prepare,
+    room_bytes,
+    translated,
+)
 from understudy.store.events import AnyFact, Event
 from understudy.store.lanes import MakeLane, ThreadLane, wait_released
 from understudy.store.lease import LEASE_S, Lease
@@ -89,6 +96,7 @@ class Store:
                 self._database,
                 published=self._published,
                 room_bytes=functools.partial(room_bytes, self.path),
+                in_place=guard(self.path),
                 fault=self._fault,
                 lane=self._lane,
             )

@@ -108,7 +108,7 @@ class Writer:
 
     ``published(events)`` is called after each commit with its events in cursor order, before
     the jobs' own callbacks; both run in the writer's lane and must not block.
-    ``room_bytes()`` is how much room the disk has.
+    ``room_bytes()`` is how much room the disk has, ``in_place()`` raises when the file is gone.
     ``fault(point)`` is called before "begin", "commit" and after "committed": a test hook that
     may raise or kill.
     """
@@ -119,11 +119,13 @@ class Writer:
         *,
         published: Callable[[Events], None],
         room_bytes: Callable[[], int],
+        in_place: Callable[[], None],
         fault: FaultHook | None = None,
         lane: MakeLane = ThreadLane,
     ) -> None:
         self._connection: sqlite3.Connection = database.connection()
         self._room_bytes = room_bytes
+        self._in_place = in_place
         self._page_bytes: int = database.pragma("page_size")
         self._log_pages = 0
         self._statements = statements()
@@ -173,6 +175,7 @@ class Writer:
         outcome: list[tuple[Job, Exception | None]] = []
         if all(job.change is None and job.work is None for job in jobs):
             return [(job, None) for job in jobs]
+        self._in_place()
         self._bound_log()
         self._fire("begin")
         for attempt in _busy_policy():
