@@ -6,6 +6,7 @@ exactly one result, whatever happened to the call.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -41,6 +42,7 @@ INTERRUPTED: Final = "[Tool execution was interrupted]"
 CLEARED: Final = "[Old tool result content cleared]"
 SUMMARY_HEADING: Final = "[Summary of the conversation so far]\n\n"
 CUT_SHORT: Final = frozenset({"MessageAbortedError", "InterruptedError", "TurnTimeoutError"})
+_NO_NAME: Final = re.compile(r"[^a-zA-Z0-9_-]")
 _PRUNE_KEEPS: Final = 10  # latest answers whose tool outputs are never pruned
 
 SUMMARY_SYSTEM: Final = (
@@ -206,15 +208,20 @@ def _assistant_turn(
 
 def _tool_use(part: ToolPart, taken: dict[str, int], *, old: bool, tool_output: int) -> ToolUse:
     call_id = distinct_id(part.call_id, taken)
-    state = part.state
+    state, tool = part.state, _name(part.tool)
     if isinstance(state, ToolCompleted):
         output = CLEARED if old or state.compacted is not None else _cut(state.output, tool_output)
-        return ToolUse(call_id, part.tool, state.input, output)
+        return ToolUse(call_id, tool, state.input, output)
     if isinstance(state, ToolFailed) and not state.interrupted:
-        return ToolUse(call_id, part.tool, state.input, _cut(state.error, tool_output), True)
+        return ToolUse(call_id, tool, state.input, _cut(state.error, tool_output), True)
     if isinstance(state, ToolFailed) and "timed out" in state.error:
-        return ToolUse(call_id, part.tool, state.input, state.error, True)
-    return ToolUse(call_id, part.tool, state.input, INTERRUPTED, True)
+        return ToolUse(call_id, tool, state.input, state.error, True)
+    return ToolUse(call_id, tool, state.input, INTERRUPTED, True)
+
+
+def _name(tool: str) -> str:
+    """The name as a provider takes it back: it refuses a history with any other, for ever."""
+    return _NO_NAME.sub("_", tool)[:64] or "unknown"
 
 
 def distinct_id(wanted: str, taken: dict[str, int]) -> str:
