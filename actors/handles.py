@@ -17,6 +17,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 import msgspec
 
 from understudy.actors.pending import Pending
+from understudy.actors.workers import stand_aside
 from understudy.errors import CommandTimeout, ResultNotReady
 from understudy.store.records import (
     AnyPart,
@@ -56,7 +57,8 @@ class Handle:
             self._timeout_s = timeout_s
         else:
             try:
-                value = pending.get(timeout=timeout_s)
+                with stand_aside():
+                    value = pending.get(timeout=timeout_s)
             except CommandTimeout:
                 self._give_up()
                 raise

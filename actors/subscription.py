@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from understudy.actors.handles import in_event_loop
 from understudy.actors.wakeups import set_if_waiting
+from understudy.actors.workers import stand_aside
 from understudy.errors import InvalidInput, ResultNotReady, RuntimeClosed
 from understudy.store.events import (
     NOTES,
@@ -219,7 +220,8 @@ class Subscription:
                 left_s = None if deadline is None else deadline - time.monotonic()
                 if self._ended or (left_s is not None and left_s <= 0):
                     return None
-                self._condition.wait(left_s)
+                with stand_aside():
+                    self._condition.wait(left_s)
 
     async def next_async(self) -> Event | None:
         """Wait for the next event in this event loop; None at the end."""

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final, Protocol
 
 logger = logging.getLogger("understudy.tools")
@@ -15,6 +15,15 @@ _LINGER_S: Final = 10.0
 
 LOST_MAX: Final = 1000
 """Functions that were given up on and still run, beyond which no more may be started."""
+
+
+_here = threading.local()
+
+
+def stand_aside() -> AbstractContextManager[None]:
+    """Inside, this thread waits for others. If it is a worker's, they may need its place."""
+    workers: Workers | None = getattr(_here, "workers", None)
+    return nullcontext() if workers is None else workers.waiting()
 
 
 class Workers(Protocol):
@@ -34,7 +43,7 @@ class Workers(Protocol):
         ...
 
     def waiting(self) -> AbstractContextManager[None]:
-        """Inside, the job that runs in this thread waits for a person, and takes no one's place."""
+        """Inside, the job that runs in this thread waits for others, and takes no one's place."""
         ...
 
     def close(self) -> None: ...
@@ -75,6 +84,7 @@ class WorkerThreads:
 
     def _run(self) -> None:
         me = threading.get_ident()
+        _here.workers = self
         while True:
             with self._lock:
                 if self._closed and not self._waiting:
