@@ -262,6 +262,13 @@ class Engine:
         self.must_be_open()
         return self.registry.send(session_id, command, reply)
 
+    def ask(
+        self, session_id: str, command: Command, reply: Pending[Any] | None = None
+    ) -> Pending[Any]:
+        """Send what the caller waits for, if it can: then its thread may do the actor's work."""
+        self.must_be_open()
+        return self.registry.send(session_id, command, reply, lend=self.pool.may_lend())
+
     def timeout_s(self, wanted: float | None) -> float:
         return self.config.command_timeout_s if wanted is None else wanted
 

@@ -1,6 +1,7 @@
 """Pooled actors: pykka's actors and loop on a handful of shared threads.
 
-An actor holds a thread only while its mailbox has messages and it is not waiting for a commit.
+An actor holds a thread only while its mailbox has messages and it is not waiting for a commit. That
+may be the thread of a caller who would only wait for another one: see ``ThreadPool.may_lend``.
 pykka's own loop runs them: its ``get()`` stands outside the ``try``, so a mailbox whose ``get()``
 raises ``Yielded`` hands the thread back cleanly.
 """
@@ -10,19 +11,23 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, Final, Protocol
 
 import pykka
 from pykka._envelope import Envelope
 
+from understudy.actors.handles import in_event_loop
 from understudy.actors.pending import Pending
 
 logger = logging.getLogger("understudy.actors")
 
 BATCH: Final = 32
+_STACK: Final = 250  # calls that a handler may be deep, and more
 
 
 class Yielded(Exception):
@@ -34,11 +39,19 @@ class Dispatcher(Protocol):
 
     def schedule(self, mailbox: Mailbox) -> None: ...
 
+    def run_here(self, mailbox: Mailbox) -> None:
+        """Run a mailbox that was idle, for the one message that its caller waits for."""
+        ...
+
 
 class Pool(Dispatcher, Protocol):
     """A dispatcher with a life, that notices handlers which hang."""
 
     def start(self) -> None: ...
+
+    def may_lend(self) -> bool:
+        """Whether this thread, which will wait for an answer, may run the actor that gives it."""
+        ...
 
     def hung(self, limit_s: float) -> list[Mailbox]:
         """Mailboxes whose handler runs for longer than the limit, each told once."""
@@ -77,7 +90,8 @@ class Mailbox:
         self.actor: PooledActor | None = None
         self.touched_s = 0.0
 
-    def put(self, envelope: Envelope[Any], /) -> bool:
+    def put(self, envelope: Envelope[Any], /, *, lend: bool = False) -> bool:
+        """Take a message. With ``lend`` an idle actor may handle it in this very thread."""
         with self._lock:
             if self._closed:
                 return False
@@ -85,7 +99,10 @@ class Mailbox:
             if self._scheduled or self._paused:
                 return True
             self._scheduled = True
-        self._dispatcher.schedule(self)
+        if lend and self.actor is not None and self.actor.may_borrow:
+            self._dispatcher.run_here(self)
+        else:
+            self._dispatcher.schedule(self)
         return True
 
     def put_first(self, message: Any) -> None:
@@ -192,6 +209,11 @@ class PooledActor(pykka.Actor):
         self._actor_ref = pykka.ActorRef(self)
         mailbox.actor = self
 
+    @property
+    def may_borrow(self) -> bool:
+        """Whether handlers may run in a caller's thread: they never wait for others' code."""
+        return False
+
     @staticmethod
     def _create_actor_inbox() -> Any:
         raise NotImplementedError("a pooled actor is given its mailbox")
@@ -235,7 +257,7 @@ class ThreadPool:
     """The dispatcher of a real runtime: a few daemon threads and a queue of busy mailboxes.
 
     A thread whose handler hangs is given up by the watchdog and replaced; when the handler
-    returns after all, the thread ends.
+    returns after all, the thread ends. Callers lend theirs for a message of their own.
     """
 
     def __init__(self, threads: int, *, monotonic_s: Callable[[], float]) -> None:
@@ -245,6 +267,7 @@ class ThreadPool:
         self._lock = threading.Lock()
         self._running: dict[int, tuple[Mailbox, float]] = {}
         self._threads: dict[int, threading.Thread] = {}
+        self._lent: dict[int, threading.Lock] = {}
 
     def start(self) -> None:
         for _ in range(self._size):
@@ -263,17 +286,51 @@ class ThreadPool:
 
     def _run(self, number: int) -> None:
         while (mailbox := self._ready.get()) is not None:
-            self._running[number] = (mailbox, self._monotonic_s())
-            again = False
-            try:
-                again = mailbox.run()
-            except BaseException:
-                logger.exception("A handler let an exception escape")
-            with self._lock:
-                if self._running.pop(number, None) is None:
-                    return  # given up on, perhaps at this very moment: the mailbox is not ours
-            if again:
-                self._ready.put(mailbox)
+            if not self._run_one(number, mailbox, mailbox.run):
+                return
+
+    def _run_one(self, number: int, mailbox: Mailbox, run: Callable[[], bool]) -> bool:
+        """False if it was given up on, perhaps at this very moment: the mailbox is not ours."""
+        self._running[number] = (mailbox, self._monotonic_s())
+        again = False
+        try:
+            again = run()
+        except BaseException:
+            logger.exception("A handler let an exception escape")
+        with self._lock:
+            if self._running.pop(number, None) is None:
+                return False
+        if again:
+            self._ready.put(mailbox)
+        return True
+
+    def may_lend(self) -> bool:
+        """Only while no actor runs: a thread that is awake takes the next one sooner than this one.
+
+        And not where a handler could be broken into, or off, by what is not its own: signals are
+        handled in the main thread, and a deep stack ends in any function. An event loop must not be
+        held up.
+        """
+        if self._running or not self._ready.empty():
+            return False
+        if threading.get_ident() == threading.main_thread().ident or in_event_loop():
+            return False
+        try:
+            sys._getframe(max(0, sys.getrecursionlimit() - _STACK))  # noqa: SLF001 - looks how deep
+        except ValueError:
+            return True
+        return False
+
+    def run_here(self, mailbox: Mailbox) -> None:
+        """Nothing of the caller's context is seen, and no message but its own is handled."""
+        number, over = next(_numbers), threading.Lock()
+        over.acquire()
+        self._lent[number] = over
+        try:
+            self._run_one(number, mailbox, lambda: Context().run(mailbox.run, 1))
+        finally:
+            del self._lent[number]
+            over.release()
 
     def hung(self, limit_s: float) -> list[Mailbox]:
         """Mailboxes whose handler runs for longer than the limit; their threads are replaced."""
@@ -283,13 +340,13 @@ class ThreadPool:
             for number, (mailbox, since) in list(self._running.items()):
                 if now - since > limit_s:
                     del self._running[number]
-                    self._threads.pop(number, None)
-                    self._add_thread()
+                    if self._threads.pop(number, None) is not None:
+                        self._add_thread()
                     found.append(mailbox)
         return found
 
     def stop(self, timeout_s: float) -> bool:
-        """End the threads; False if one would not end in time (it is a daemon)."""
+        """End the threads, and let callers have theirs back; False if one would not end in time."""
         threads = list(self._threads.values())
         for _ in threads:
             self._ready.put(None)
@@ -297,4 +354,8 @@ class ThreadPool:
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - self._monotonic_s()))
-        return not any(thread.is_alive() for thread in threads)
+        returned = [
+            over.acquire(timeout=max(0.0, deadline - self._monotonic_s()))
+            for over in list(self._lent.values())
+        ]
+        return all(returned) and not any(thread.is_alive() for thread in threads)

@@ -43,11 +43,19 @@ class Registry:
     # --- sending -------------------------------------------------------------------------------
 
     def send(
-        self, session_id: str, command: Any, reply: Pending[Any] | None = None
+        self,
+        session_id: str,
+        command: Any,
+        reply: Pending[Any] | None = None,
+        *,
+        lend: bool = False,
     ) -> Pending[Any]:
-        """Send a command, bringing the session to life if need be. The answer is durable."""
+        """Send a command, bringing the session to life if need be. The answer is durable.
+
+        With ``lend`` the session's actor, if it is idle, handles it in this thread.
+        """
         reply = Pending() if reply is None else reply
-        self._deliver(session_id, Request(command, reply), activate=True)
+        self._deliver(session_id, Request(command, reply), activate=True, lend=lend)
         return reply
 
     def tell_live(self, session_id: str, command: Any, done: Pending[Any] | None = None) -> None:
@@ -58,7 +66,9 @@ class Registry:
         """Bring a session to life, so that it recovers. Answers when it has."""
         return self.send(session_id, Wake())
 
-    def _deliver(self, session_id: str, request: Request, *, activate: bool) -> None:
+    def _deliver(
+        self, session_id: str, request: Request, *, activate: bool, lend: bool = False
+    ) -> None:
         while True:
             with self._lock:
                 refusal = self._refusal(session_id, request)
@@ -70,7 +80,7 @@ class Registry:
                     request.reply.fail(refusal or RuntimeClosed("The session is not live"))
                 return
             mailbox.touched_s = self._monotonic_s()
-            if mailbox.put(Envelope(request)):
+            if mailbox.put(Envelope(request), lend=lend):
                 return
             with self._lock:
                 if self._live.get(session_id) is mailbox:

@@ -162,7 +162,7 @@ class Session(Handle):
         turn = Turn(self, message_id)
         accepted: Pending[Any] = Pending()
         accepted.then(turn._expect)
-        runtime.engine.send(self.id, command, accepted)
+        runtime.engine.ask(self.id, command, accepted)
         return turn._begin(accepted, runtime.engine.timeout_s(timeout_s))
 
     def turn(self, message_id: str) -> Turn:
@@ -364,7 +364,7 @@ class Session(Handle):
 
     def _command(self, handle: H, command: Any) -> H:
         runtime = self._runtime
-        return handle._begin(runtime.engine.send(self.id, command), runtime.engine.timeout_s(None))
+        return handle._begin(runtime.engine.ask(self.id, command), runtime.engine.timeout_s(None))
 
     def _read(self, handle: H, work: Callable[[], Any]) -> H:
         runtime = self._runtime

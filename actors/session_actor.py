@@ -129,6 +129,11 @@ class SessionActor(PooledActor):
         """No message waits, is handled or is being committed."""
         return self._batch is None and self._mailbox.idle
 
+    @property
+    def may_borrow(self) -> bool:
+        """Handlers run our code and SQLite's, no more; but once one has failed, who knows."""
+        return not self._crashes
+
     # --- receiving -----------------------------------------------------------------------------
 
     def on_receive(self, message: Any) -> None:

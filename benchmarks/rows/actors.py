@@ -8,7 +8,8 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,15 @@ def ask(run: Run) -> Iterator[Figure]:
         wake = Wake()
 
         def ours() -> float:
-            send = runtime.engine.registry.send
-            return rate(many, lambda: [send(each, wake).get(timeout=10) for each in ids])
+            ask = runtime.engine.ask
+            return rate(many, lambda: [ask(each, wake).get(timeout=10) for each in ids])
 
         def stock() -> float:
             return rate(many, lambda: [ref.ask(wake, timeout=10) for ref in refs])
 
+        contenders = {"ours": ours, "stock": stock, "bare": lambda: handed_over(many)}
         medians = interleaved(
-            run.rounds, {"ours": ours, "stock": stock, "bare": lambda: handed_over(many)}
+            run.rounds, {"main": ours, **{k: _in_thread(v) for k, v in contenders.items()}}
         )
         yield versus(
             f"ask over {many:,} actors",
@@ -149,6 +151,11 @@ def ask(run: Run) -> Iterator[Figure]:
             medians["stock"],
             5.0,
             f"one thread asks and another answers, nothing else: {medians['bare']:,.0f}/s",
+        )
+        yield Figure(
+            what="… asked by the main thread, whose work signals may break off",
+            value=medians["main"],
+            unit="/s",
         )
         for cores in (None, 1):
             yield from _ask_one(run, runtime, ids[0], cores)
@@ -161,13 +168,13 @@ def _ask_one(run: Run, runtime: Runtime, session_id: str, cores: int | None) -> 
     _pin(sorted(before)[: cores or len(before)])
 
     def ours() -> float:
-        send = runtime.engine.registry.send
-        return rate(count, lambda: [send(session_id, wake).get(timeout=10) for _ in range(count)])
+        ask = runtime.engine.ask
+        return rate(count, lambda: [ask(session_id, wake).get(timeout=10) for _ in range(count)])
 
     def stock() -> float:
         return rate(count, lambda: [ref.ask(wake, timeout=10) for _ in range(count)])
 
-    medians = interleaved(run.rounds, {"ours": ours, "stock": stock})
+    medians = interleaved(run.rounds, {"ours": _in_thread(ours), "stock": _in_thread(stock)})
     _pin(sorted(before))
     yield versus(
         f"ask to one actor, {'on one core' if cores else f'on {len(before)} cores'}",
@@ -177,6 +184,16 @@ def _ask_one(run: Run, runtime: Runtime, session_id: str, cores: int | None) -> 
         medians["stock"],
         0.8,
     )
+
+
+def _in_thread(contender: Callable[[], float]) -> Callable[[], float]:
+    """In a thread, as a server's callers are."""
+
+    def run() -> float:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(contender).result()
+
+    return run
 
 
 def _pin(cores: Sequence[int]) -> None:

@@ -1,10 +1,12 @@
 """What happens when things die, hang or cannot be stored: callers are answered, work goes on."""
 
+import asyncio
 import contextlib
 import logging
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pykka
@@ -339,6 +341,74 @@ def test_a_prompt_that_keeps_crashing_its_actor_is_set_aside(opened, monkeypatch
     assert good.result(timeout_s=10).text == "food"
     assert runtime.engine.store.read.restarts(session.id)[1] == session_actor.SET_ASIDE_AT
     assert runtime.quarantined() == {}
+
+
+# --- threads that callers lend -----------------------------------------------------------------
+
+
+def in_thread(work):
+    """Run in a thread that is not the main one; what it gives or raises."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(work).result(15)
+
+
+@pytest.fixture
+def deciders(monkeypatch):
+    """The threads in which updates are decided. One called "die" is the end of its actor."""
+    seen = []
+    real = session_actor.decide
+
+    def decide(state, command, moment, rules):
+        if isinstance(command, UpdateSession):
+            seen.append(threading.get_ident())
+            if command.title == "die":
+                raise ZeroDivisionError
+        return real(state, command, moment, rules)
+
+    monkeypatch.setattr(session_actor, "decide", decide)
+    return seen
+
+
+def test_a_thread_that_would_wait_does_the_actors_work_itself(opened, deciders):
+    session = opened().create_session()
+
+    def rename():
+        session.update(title="mine")
+        return threading.get_ident()
+
+    assert in_thread(rename) == deciders.pop()
+    assert session.refresh().title == "mine"
+    session.update(title="in the main thread, where signals could break in")
+    assert deciders.pop() != threading.get_ident()
+
+    async def rename_in_a_loop():
+        await session.update(title="in a loop")
+        return threading.get_ident()
+
+    assert in_thread(lambda: asyncio.run(rename_in_a_loop())) != deciders.pop()
+
+
+def test_an_actor_that_dies_in_its_callers_thread_is_restarted_and_borrows_none_again(
+    opened, deciders
+):
+    runtime = opened(restart=QUICK)
+    session, other = runtime.create_session(), runtime.create_session()
+    callers = []
+
+    def rename(title):
+        callers.append(threading.get_ident())
+        session.update(title=title)
+
+    with pytest.raises(errors.ActorCrashed, match="ZeroDivisionError"):
+        in_thread(lambda: rename("die"))
+    assert deciders.pop() == callers.pop()
+    in_thread(lambda: rename("alive"))
+    assert deciders.pop() != callers.pop(), "who knows what it does next"
+    assert session.refresh().title == "alive"
+    assert other.prompt("unharmed").result(timeout_s=10).text == "unharmed"
+    assert in_thread(lambda: session.prompt("as before").result(timeout_s=10)).text == "as before"
+    in_thread(lambda: rename("well"))
+    assert deciders.pop() == callers.pop(), "it answered a prompt"
 
 
 # --- hangs -------------------------------------------------------------------------------------

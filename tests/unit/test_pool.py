@@ -1,8 +1,11 @@
 """Threads and queues that outlive what goes wrong on them."""
 
+import asyncio
 import logging
 import random
+import sys
 import threading
+from contextvars import ContextVar
 
 import pytest
 from pykka._envelope import Envelope
@@ -131,3 +134,135 @@ def test_a_supervisor_that_fails_on_one_session_goes_on_with_the_next(quiet):
         supervisor.on_receive(Died(name, Mailbox(None), ValueError("no"), None))
         charge.store = charge
     assert charge.counted == ["b"]
+
+
+# --- threads that callers lend -----------------------------------------------------------------
+
+
+class Borrower(PooledActor):
+    """Does what it is sent, in whatever thread it may."""
+
+    may_borrow = True
+
+    def __init__(self, mailbox):
+        super().__init__(mailbox)
+        self.threads = []
+
+    def on_receive(self, message):
+        self.threads.append(threading.get_ident())
+        message()
+
+
+def in_thread(work):
+    """What ``work`` gives in a thread that is not the main one."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+    thread.start()
+    thread.join(15)
+    return results[0]
+
+
+def test_an_idle_actor_handles_its_callers_message_and_no_other_in_the_thread_lent_to_it():
+    pool = ThreadPool(1, monotonic_s=CLOCK.monotonic_s)  # not started: nothing is taken from it
+    mailbox = Mailbox(pool)
+    actor = Borrower(mailbox)
+    reached = threading.Event()
+    mailbox.put(Envelope(lambda: mailbox.put(Envelope(reached.set), lend=True)), lend=True)
+    assert actor.threads == [threading.get_ident()]
+    assert not reached.is_set()
+    pool.start()
+    assert reached.wait(15)
+    assert actor.threads[1] != threading.get_ident()
+    assert pool.stop(15)
+    assert mailbox.idle
+
+
+def test_who_cannot_say_that_its_handlers_never_wait_borrows_no_thread():
+    pool = ThreadPool(1, monotonic_s=CLOCK.monotonic_s)
+    mailbox = Mailbox(pool)
+    actor = Careless(mailbox)
+    mailbox.put(Envelope("hello"), lend=True)
+    assert actor.got == []
+
+
+def test_threads_are_lent_only_where_nothing_breaks_into_a_handler():
+    pool = ThreadPool(1, monotonic_s=CLOCK.monotonic_s)
+
+    async def in_a_loop():
+        return pool.may_lend()
+
+    def deep(calls):
+        return deep(calls - 1) if calls else pool.may_lend()
+
+    left = sys.getrecursionlimit() - 260
+    assert in_thread(pool.may_lend)
+    assert in_thread(lambda: deep(left - 20))
+    assert not in_thread(lambda: deep(left + 60))
+    assert not in_thread(lambda: asyncio.run(in_a_loop()))
+    assert not pool.may_lend(), "signal handlers run here"
+
+
+def test_a_pool_that_is_awake_borrows_no_thread():
+    pool = ThreadPool(1, monotonic_s=CLOCK.monotonic_s)
+    mailbox = Mailbox(pool)
+    actor = Borrower(mailbox)
+    seen = []
+    mailbox.put(Envelope(lambda: seen.append(in_thread(pool.may_lend))), lend=True)
+    assert actor.threads
+    assert seen == [False], "a handler runs"
+    assert in_thread(pool.may_lend)
+    mailbox.put(Envelope(lambda: None))
+    assert not in_thread(pool.may_lend), "a mailbox waits"
+
+
+def test_a_handler_in_a_thread_that_was_lent_sees_nothing_of_its_callers_context():
+    seen = []
+    of_caller = ContextVar("of_caller", default="nothing")
+    of_caller.set("a secret")
+    mailbox = Mailbox(ThreadPool(1, monotonic_s=CLOCK.monotonic_s))
+    Borrower(mailbox)
+
+    def look():
+        seen.append(of_caller.get())
+        of_caller.set("a leak")
+
+    mailbox.put(Envelope(look), lend=True)
+    assert seen == ["nothing"]
+    assert of_caller.get() == "a secret"
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3)])
+def test_an_exception_that_escapes_a_handler_does_not_reach_who_lent_the_thread(quiet, error):
+    class Raising(Careless):
+        may_borrow = True
+
+    mailbox = Mailbox(ThreadPool(1, monotonic_s=CLOCK.monotonic_s))
+    Raising(mailbox)
+    assert mailbox.put(Envelope(error), lend=True)
+    assert mailbox.empty()
+
+
+def test_a_handler_that_hangs_in_a_thread_that_was_lent_is_given_up_like_any_other():
+    clock = VirtualClock()
+    pool = ThreadPool(1, monotonic_s=clock.monotonic_s)
+    pool.start()
+    held, hold = threading.Event(), threading.Event()
+    mailbox = Mailbox(pool)
+    actor = Borrower(mailbox)
+
+    def hang():
+        held.set()
+        hold.wait(15)
+
+    caller = threading.Thread(target=lambda: mailbox.put(Envelope(hang), lend=True))
+    caller.start()
+    assert held.wait(15)
+    clock.advance(2.0)
+    assert pool.hung(1.0) == [mailbox]
+    assert pool.hung(1.0) == []
+    mailbox.put(Envelope(lambda: None))
+    assert not pool.stop(0.1), "a caller is not back"
+    hold.set()
+    caller.join(15)
+    assert pool.stop(15)
+    assert actor.threads == [caller.ident], "the mailbox was not the caller's any more"

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Final
 
 from understudy.actors.platform import end_tasks
 from understudy.actors.pool import BATCH, Mailbox
@@ -64,6 +64,10 @@ class Simulated:
         return SimulatedTicker(self._source(name, may_wait=True), period_s, tick)
 
 
+_BATCHES: Final = (1, 1, 2, 3, BATCH)
+_LENT: Final = 0.3  # how often a caller lends its thread
+
+
 class SimulatedPool:
     """Runs any busy mailbox next, for any number of messages."""
 
@@ -76,11 +80,18 @@ class SimulatedPool:
         """There is no thread to start."""
 
     def schedule(self, mailbox: Mailbox) -> None:
-        self._source.add(lambda: self._run(mailbox))
+        self._source.add(lambda: self._run(mailbox, self._scheduler.chance.choice(_BATCHES)))
 
-    def _run(self, mailbox: Mailbox) -> None:
+    def may_lend(self) -> bool:
+        """Any caller might be a thread."""
+        return self._scheduler.chance.random() < _LENT
+
+    def run_here(self, mailbox: Mailbox) -> None:
+        with self._scheduler.inside():
+            self._run(mailbox, 1)
+
+    def _run(self, mailbox: Mailbox, batch: int) -> None:
         self._running[mailbox] = self._scheduler.clock.monotonic_s()
-        batch = self._scheduler.chance.choice((1, 1, 2, 3, BATCH))
         again = mailbox.run(batch)
         if self._running.pop(mailbox, None) is not None and again:
             self.schedule(mailbox)

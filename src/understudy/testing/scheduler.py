@@ -7,7 +7,8 @@ import heapq
 import random
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeAlias
 
 from understudy.actors.clock import VirtualClock
@@ -167,6 +168,15 @@ class Scheduler:
         finally:
             self.depth -= 1
             self.running = before
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Something happens within what happens: nothing that may wait is started meanwhile."""
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
 
     def _reweigh(self) -> None:
         if self.steps % _REWEIGH_EVERY == 0:
