@@ -31,11 +31,11 @@ from understudy.actors.live_text import LiveTexts
 from understudy.actors.pending import Pending, failing
 from understudy.actors.steps import StepRun, SummaryRun
 from understudy.errors import InvalidInput, RuntimeClosed, SessionNotFound, UnderstudyError
-from understudy.store.records import Ask, AssistantMessage
+from understudy.store.records import Ask
 
 if TYPE_CHECKING:
     from understudy.actors.clock import Clock
-    from understudy.actors.core.context import History
+    from understudy.actors.core.context import Conversation
     from understudy.actors.core.state import Rules
     from understudy.actors.hooks import Hooks
     from understudy.actors.models.protocol import Model
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from understudy.actors.session import Session as SessionHandle
     from understudy.actors.tools.tool import Tool
     from understudy.actors.tracker import SessionTracker
-    from understudy.store.records import Session
+    from understudy.store.records import ModelRef, Session
     from understudy.store.store import Store
 
 logger = logging.getLogger("understudy.turns")
@@ -98,10 +98,11 @@ class Execution:
 
     ``turn`` is the prompt it works for, until the session is deleted or passivated; ``left_s`` is
     what that still had of its time when the timer was last set, and ``recalled`` what its
-    ``before_prompt`` hooks added. ``asking`` are tools that wait for a person.
+    ``before_prompt`` hooks added. ``shown`` is what its last model was shown, while calls run.
+    ``asking`` are tools that wait for a person.
     """
 
-    __slots__ = ("asking", "contexts", "left_s", "recalled", "tasks", "timer", "turn")
+    __slots__ = ("asking", "contexts", "left_s", "recalled", "shown", "tasks", "timer", "turn")
 
     def __init__(self) -> None:
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -109,6 +110,7 @@ class Execution:
         self.turn = ""
         self.left_s = 0.0
         self.recalled: Sequence[str] | None = None
+        self.shown: Conversation | None = None
         self.asking = 0
         self.timer: asyncio.TimerHandle | None = None
 
@@ -185,16 +187,27 @@ class Executor:
         self._readers.submit(answer.settle, work)
         return await answer.wait()
 
-    def model_for(self, history: History, message_id: str) -> Model:
-        """The model the open message names; the runtime's first when it names none."""
-        for message, _ in reversed(history):
-            if message.id == message_id and isinstance(message, AssistantMessage):
-                wanted = (message.provider_id, message.model_id)
-                for model in self.host.models:
-                    if (model.provider_id, model.model_id) == wanted:
-                        return model
-                raise InvalidInput(f"No model {'/'.join(wanted)} in this runtime", field="model")
-        return self.host.models[0]
+    def model_for(self, ref: ModelRef) -> Model:
+        """The runtime's model of this name."""
+        for model in self.host.models:
+            if (model.provider_id, model.model_id) == (ref.provider_id, ref.model_id):
+                return model
+        wanted = f"{ref.provider_id}/{ref.model_id}"
+        raise InvalidInput(f"No model {wanted} in this runtime", field="model")
+
+    def keep(self, session_id: str, shown: Conversation) -> None:
+        """Let the step after this one find what this one's model was shown."""
+        execution = self._executions.get(session_id)
+        if execution is not None:
+            execution.shown = shown
+
+    def kept(self, session_id: str) -> Conversation | None:
+        """What was kept, once."""
+        execution = self._executions.get(session_id)
+        if execution is None:
+            return None
+        shown, execution.shown = execution.shown, None
+        return shown
 
     def expect(self, session_id: str, ask_id: str) -> Pending[Ask]:
         """The answer to a running tool's ask, when a person gives it."""
@@ -344,7 +357,7 @@ class Executor:
         execution = self._executions.setdefault(session_id, Execution())
         if execution.turn != message_id:
             execution.stop_timer(self._loop.time())
-            execution.turn, execution.recalled = message_id, None
+            execution.turn, execution.recalled, execution.shown = message_id, None, None
             limit_s = self.rules.limits.turn_s
             execution.left_s = math.inf if limit_s is None else limit_s
 

@@ -11,6 +11,7 @@ import msgspec
 
 from understudy.actors.core import context as contexts
 from understudy.actors.core.commands import CallDraft, StepFailed, StepFinished
+from understudy.actors.core.context import Conversation
 from understudy.actors.core.effects import RunStep, RunSummary
 from understudy.actors.hooks import HookCall
 from understudy.actors.models.protocol import (
@@ -58,16 +59,20 @@ class StepRun:
             await asyncio.sleep(self._effect.delay_s)
         stream: ModelStream | None = None
         try:
-            model, request = await self._executor.read(self._prepare)
-            request = await self._with_hooks(request)
+            shown = self._told_on()
+            if shown is None:
+                shown = await self._executor.read(self._shown)
+            request = await self._with_hooks(self._request(shown))
             stream = ModelStream(
                 self._executor,
-                model,
+                self._executor.model_for(self._effect.model),
                 session_id=self._session_id,
                 message_id=self._effect.message_id,
             )
             answer = await stream.call(request)
             report = await self._finished(stream, request, answer)
+            if report.calls:
+                self._executor.keep(self._session_id, shown)
         except (Broken, ModelError, StoreError, InvalidInput, *_GONE) as error:
             self._report(self._failed(stream, error))
         except Exception as error:
@@ -99,9 +104,20 @@ class StepRun:
     def _report(self, command: StepFinished | StepFailed) -> None:
         self._executor.send(self._session_id, command)
 
-    def _prepare(self) -> tuple[Model, ModelRequest]:
-        """Read the history and build the request. Runs in a reader thread."""
-        executor, rules, prompt = self._executor, self._executor.rules, self._effect.prompt
+    def _told_on(self) -> Conversation | None:
+        """What the step before was shown, and what that said; None when that may not be all."""
+        shown, last = self._executor.kept(self._session_id), self._effect.last
+        if shown is None or last is None or last[0].id != shown.before:
+            return None
+        if self._executor.rules.compaction.prune:
+            return None  # what was shown before is shown in part now
+        shown.add(*last)
+        shown.before = self._effect.message_id
+        return shown
+
+    def _shown(self) -> Conversation:
+        """Read it from the history. Runs in a reader thread."""
+        executor, rules = self._executor, self._executor.rules
         info = executor.info(self._session_id)
         history = executor.store.read.history(self._session_id)
         if not any(message.id == self._effect.message_id for message, _ in reversed(history)):
@@ -111,23 +127,25 @@ class StepRun:
                 session_id=self._session_id,
                 message_id=self._effect.message_id,
             )
-        turns = contexts.context(
+        return contexts.conversation(
             history,
             revert=info.revert,
             before=self._effect.message_id,
             prune=rules.compaction.prune,
             tool_output=rules.limits.tool_output,
         )
-        model = executor.model_for(history, self._effect.message_id)
+
+    def _request(self, shown: Conversation) -> ModelRequest:
+        executor, rules, prompt = self._executor, self._executor.rules, self._effect.prompt
         request = ModelRequest(
             session_id=self._session_id,
             system=prompt.system if prompt.system is not None else executor.system,
-            turns=turns,
+            turns=tuple(shown.turns),
             tools=self._specs(),
         )
-        if rules.compaction.auto and _request_tokens(request) > rules.usable_tokens:
+        if rules.compaction.auto and shown.tokens + _frame_tokens(request) > rules.usable_tokens:
             raise ModelOverflow("The conversation does not fit the model's context")
-        return model, request
+        return request
 
     def _specs(self) -> tuple[ToolSpec, ...]:
         wanted = self._effect.prompt.tools or {}
@@ -246,16 +264,14 @@ class SummaryRun:
     def _failed(self, failure: Failure) -> StepFailed:
         return StepFailed(message_id=self._effect.message_id, parts=(), failure=failure)
 
-    def _plan(self) -> tuple[Model, contexts.Plan | None]:
+    def _plan(self) -> contexts.Plan | None:
         executor, rules = self._executor, self._executor.rules
-        history = executor.store.read.history(self._session_id)
-        plan = contexts.plan_compaction(
-            history,
+        return contexts.plan_compaction(
+            executor.store.read.history(self._session_id),
             tail=rules.compaction.tail,
             chunk=max(256, rules.usable_tokens // 2),
             revert=executor.info(self._session_id).revert,
         )
-        return executor.model_for(history, self._effect.message_id), plan
 
     async def _summarise(self) -> StepFinished | StepFailed:
         host = self._executor.host
@@ -266,7 +282,8 @@ class SummaryRun:
                 message_id=self._effect.marker_id,
             )
             await host.hooks.gather(call, internal=host.info(self._session_id).internal)
-        model, plan = await self._executor.read(self._plan)
+        model = self._executor.model_for(self._effect.model)
+        plan = await self._executor.read(self._plan)
         await _stay_bypassed(self._executor, self._session_id)
         if plan is None:
             return self._failed(
@@ -339,17 +356,18 @@ def _one_text(parts: Sequence[Any], text: str) -> tuple[TextPart, ...]:
     return (msgspec.structs.replace(first, text=text),) if first is not None else ()
 
 
-def _request_tokens(request: ModelRequest) -> int:
+def _frame_tokens(request: ModelRequest) -> int:
+    """What a request takes beside its turns."""
     tools = sum(
         contexts.tokens_of(spec.description) + contexts.tokens_of(str(spec.parameters))
         for spec in request.tools
     )
-    return contexts.tokens_of(request.system) + tools + contexts.tokens_of_turns(request.turns)
+    return contexts.tokens_of(request.system) + tools
 
 
 def _estimate(request: ModelRequest, parts: Sequence[Any], calls: Sequence[ToolCall]) -> Tokens:
     """For models that do not count."""
-    given = _request_tokens(request)
+    given = _frame_tokens(request) + contexts.tokens_of_turns(request.turns)
     said = sum(contexts.tokens_of(part.text) for part in parts)
     said += sum(contexts.tokens_of(call.arguments) for call in calls)
     return Tokens(total=given + said, input=given, output=said)

@@ -165,7 +165,7 @@ def start(d: Draft) -> None:
     d.put_message(summary)
     d.put_part(begin)
     d.compaction = Compaction(marker, message, Step(summary, {begin.id: begin}))
-    d.start(RunSummary(message_id=summary_id, marker_id=message.id))
+    d.start(RunSummary(message_id=summary_id, marker_id=message.id, model=model))
 
 
 def restart(d: Draft) -> None:

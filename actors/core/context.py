@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -36,7 +36,8 @@ from understudy.store.records import (
     summary_text,
 )
 
-History: TypeAlias = Sequence[tuple[Message, tuple[AnyPart, ...]]]
+Pair: TypeAlias = tuple[Message, tuple[AnyPart, ...]]
+History: TypeAlias = Sequence[Pair]
 
 INTERRUPTED: Final = "[Tool execution was interrupted]"
 CLEARED: Final = "[Old tool result content cleared]"
@@ -81,7 +82,7 @@ class Visible(msgspec.Struct, frozen=True):
     """A history cut down to what may be shown: the last summary, then messages verbatim."""
 
     summary: str | None
-    messages: tuple[tuple[Message, tuple[AnyPart, ...]], ...]
+    messages: tuple[Pair, ...]
 
 
 def visible(
@@ -107,7 +108,7 @@ def visible(
 
 
 def _last_compaction(
-    shown: Sequence[tuple[Message, tuple[AnyPart, ...]]],
+    shown: Sequence[Pair],
 ) -> tuple[CompactionPart, str, int] | None:
     """The newest committed marker whose summary is there, its text, and the marker's place."""
     texts = {message.id: summary_text(message, parts) for message, parts in shown}
@@ -120,9 +121,7 @@ def _last_compaction(
     return None
 
 
-def _tail_start(
-    shown: Sequence[tuple[Message, tuple[AnyPart, ...]]], marker: CompactionPart, place: int
-) -> int:
+def _tail_start(shown: Sequence[Pair], marker: CompactionPart, place: int) -> int:
     """Where the verbatim tail begins. A boundary that is gone is absent, not "drop everything".
 
     It may lie after the marker: steps can finish between a request and its summary.
@@ -144,34 +143,65 @@ def _is_machinery(message: Message, parts: tuple[AnyPart, ...]) -> bool:
 # --- as turns of a request ---------------------------------------------------------------------
 
 
-def context(
+def conversation(
     history: History,
     *,
     revert: Revert | None = None,
     before: str | None = None,
     prune: bool = False,
     tool_output: int = 50_000,
-) -> tuple[Turn, ...]:
-    """The conversation as a model request's turns."""
+) -> Conversation:
+    """What a history shows of itself, up to the answer ``before``."""
     view = visible(history, revert=revert, before=before)
-    return turns_of(view, prune=prune, tool_output=tool_output)
+    return Conversation(before, tool_output=tool_output).show(view, prune=prune)
 
 
-def turns_of(view: Visible, *, prune: bool = False, tool_output: int = 50_000) -> tuple[Turn, ...]:
-    turns: list[Turn] = []
-    if view.summary is not None:
-        turns.append(UserTurn((UserText(SUMMARY_HEADING + view.summary),)))
-    taken: dict[str, int] = {}
-    for place, (message, parts) in enumerate(view.messages):
-        old = prune and place < len(view.messages) - _PRUNE_KEEPS
-        turn: Turn | None
+def context(history: History, **options: Any) -> tuple[Turn, ...]:
+    """The turns of a ``conversation``."""
+    return tuple(conversation(history, **options).turns)
+
+
+class Conversation:
+    """What a model is shown before it gives the answer ``before``; it grows by that answer.
+
+    ``tokens`` is an estimate of what the turns take.
+    """
+
+    __slots__ = ("_taken", "_tool_output", "before", "tokens", "turns")
+
+    def __init__(self, before: str | None = None, *, tool_output: int = 50_000) -> None:
+        self.before = before
+        self.turns: list[Turn] = []
+        self.tokens = 0
+        self._taken: dict[str, int] = {}
+        self._tool_output = tool_output
+
+    def show(self, view: Visible, *, prune: bool = False) -> Conversation:
+        if view.summary is not None:
+            self._append(UserTurn((UserText(SUMMARY_HEADING + view.summary),)))
+        recent = len(view.messages) - _PRUNE_KEEPS if prune else 0
+        for place, pair in enumerate(view.messages):
+            self.add(*pair, old=place < recent)
+        return self
+
+    def add(self, message: Message, parts: tuple[AnyPart, ...], *, old: bool = False) -> None:
         if isinstance(message, UserMessage):
-            turn = _user_turn(parts)
+            self._append(_user_turn(parts))
         else:
-            turn = _assistant_turn(message, parts, taken, old=old, tool_output=tool_output)
+            uses = self._tool_uses(parts, old=old)
+            self._append(_assistant_turn(message, parts, uses))
+
+    def _append(self, turn: Turn | None) -> None:
         if turn is not None:
-            turns.append(turn)
-    return tuple(turns)
+            self.turns.append(turn)
+            self.tokens += tokens_of_turns((turn,))
+
+    def _tool_uses(self, parts: tuple[AnyPart, ...], *, old: bool) -> tuple[ToolUse, ...]:
+        return tuple(
+            _tool_use(part, self._taken, old=old, tool_output=self._tool_output)
+            for part in parts
+            if isinstance(part, ToolPart)
+        )
 
 
 def _user_turn(parts: tuple[AnyPart, ...]) -> UserTurn | None:
@@ -187,18 +217,8 @@ def _user_turn(parts: tuple[AnyPart, ...]) -> UserTurn | None:
 
 
 def _assistant_turn(
-    message: AssistantMessage,
-    parts: tuple[AnyPart, ...],
-    taken: dict[str, int],
-    *,
-    old: bool,
-    tool_output: int,
+    message: AssistantMessage, parts: tuple[AnyPart, ...], calls: tuple[ToolUse, ...]
 ) -> AssistantTurn | None:
-    calls = tuple(
-        _tool_use(part, taken, old=old, tool_output=tool_output)
-        for part in parts
-        if isinstance(part, ToolPart)
-    )
     # What a broken stream said was never finished and is asked for again; what a person
     # saw before an abort or a restart is part of the conversation.
     told = message.error is None or message.error.name in CUT_SHORT
@@ -268,7 +288,7 @@ def plan_compaction(
     view = visible(history, revert=revert)
     if not view.messages and view.summary is None:
         return None
-    sizes = [tokens_of_turns(turns_of(Visible(None, (pair,)))) for pair in view.messages]
+    sizes = [Conversation().show(Visible(None, (pair,))).tokens for pair in view.messages]
     before = sum(sizes) + (tokens_of(view.summary) if view.summary else 0)
     budget = min(tail, before // 4)
     start, kept_size = len(sizes), 0
@@ -302,7 +322,7 @@ def boundary(
 
 def _chunks(
     summary: str | None,
-    head: Sequence[tuple[Message, tuple[AnyPart, ...]]],
+    head: Sequence[Pair],
     chunk: int,
 ) -> tuple[str, ...]:
     """The head as text, cut at message boundaries; one message never exceeds a chunk."""
@@ -310,7 +330,7 @@ def _chunks(
     texts = [f"Summary of what came before:\n{summary}\n"] if summary else []
     texts += [
         _cut(_as_text(turn), limit // 2)
-        for turn in turns_of(Visible(None, tuple(head)), tool_output=4_000)
+        for turn in Conversation(tool_output=4_000).show(Visible(None, tuple(head))).turns
     ]
     chunks: list[str] = []
     current = ""

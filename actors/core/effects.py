@@ -6,14 +6,20 @@ from typing import TypeAlias
 
 import msgspec
 
-from understudy.store.records import Ask, Prompt, ToolPart
+from understudy.store.records import AnyPart, Ask, AssistantMessage, ModelRef, Prompt, ToolPart
 
 
 class RunStep(msgspec.Struct, frozen=True, kw_only=True):
-    """Call the model for this open assistant message. ``delay_s`` first."""
+    """Call the model for this open assistant message. ``delay_s`` first.
+
+    ``last`` is the answer that it follows in the same change, if nothing else was said since that
+    was begun: what the model was shown then, and this, is all there is to show.
+    """
 
     message_id: str
     prompt: Prompt
+    model: ModelRef
+    last: tuple[AssistantMessage, tuple[AnyPart, ...]] | None = None
     delay_s: float = 0.0
 
 
@@ -22,6 +28,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     message_id: str
     marker_id: str
+    model: ModelRef
 
 
 class RunTool(msgspec.Struct, frozen=True, kw_only=True):

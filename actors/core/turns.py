@@ -36,8 +36,8 @@ from understudy.store.records import (
 # --- steps -------------------------------------------------------------------------------------
 
 
-def open_step(d: Draft, turn: Turn, *, delay_s: float = 0.0) -> None:
-    """Start the turn's next model call."""
+def open_step(d: Draft, turn: Turn, *, last: Step | None = None, delay_s: float = 0.0) -> None:
+    """Start the turn's next model call; see ``RunStep`` for ``last``."""
     model = turn.entry.message.model or d.info.model or d.rules.model
     message = AssistantMessage(
         id=d.new_id("msg"),
@@ -56,7 +56,15 @@ def open_step(d: Draft, turn: Turn, *, delay_s: float = 0.0) -> None:
     d.put_message(message)
     d.put_part(start)
     d.turn = replace(turn, step=Step(message, {start.id: start}))
-    d.start(RunStep(message_id=message.id, prompt=turn.entry.prompt, delay_s=delay_s))
+    d.start(
+        RunStep(
+            message_id=message.id,
+            prompt=turn.entry.prompt,
+            model=model,
+            last=(last.message, tuple(last.parts.values())) if last is not None else None,
+            delay_s=delay_s,
+        )
+    )
 
 
 def streaming(d: Draft, message_id: str) -> Step | None:
@@ -135,7 +143,7 @@ def settle_step(d: Draft) -> None:
     made = [part for part in turn.step.parts.values() if isinstance(part, ToolPart)]
     if any(isinstance(part.state, ToolPending | ToolRunning) for part in made):
         return
-    message = turn.step.message
+    step, message = turn.step, turn.step.message
     finish = StepFinishPart(
         id=d.new_id("prt"),
         session_id=d.session_id,
@@ -157,7 +165,7 @@ def settle_step(d: Draft) -> None:
         # Now, not after a compaction: what the turn goes on for must not be taken from it.
         d.turn = prompts.join_steering(d, turn)
         d.put_info(d.info)
-        advance(d)
+        advance(d, last=step if d.turn is turn else None)
     else:
         end_turn(d, "answered", reply_id=message.id)
         advance(d)
@@ -257,7 +265,7 @@ def end_turn(
     d.put_info(d.info)
 
 
-def advance(d: Draft, *, delay_s: float = 0.0) -> None:
+def advance(d: Draft, *, last: Step | None = None, delay_s: float = 0.0) -> None:
     """Start whatever comes next, unless a stream or a tool is at work already."""
     turn, pending = d.turn, d.compaction
     if (turn is not None and turn.step is not None) or (
@@ -265,7 +273,7 @@ def advance(d: Draft, *, delay_s: float = 0.0) -> None:
     ):
         return
     if turn is not None and (pending is None or not pending.part.auto):
-        open_step(d, prompts.join_steering(d, turn), delay_s=delay_s)
+        open_step(d, prompts.join_steering(d, turn), last=last, delay_s=delay_s)
     elif pending is not None:
         compaction.start(d)
     elif d.queue:

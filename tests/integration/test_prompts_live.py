@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from fold import stored
 
-from understudy import CompactionRules, FilePart, Limits, ScriptedModel, TextPart, errors
+from understudy import CompactionRules, FilePart, Limits, ScriptedModel, TextPart, errors, tool
 from understudy.actors.messages import Prove
-from understudy.actors.models.scripted import Gate, Say, Wait
+from understudy.actors.models.scripted import Call, Gate, Say, Wait
 from understudy.actors.pending import Pending
 from understudy.store.records import PermissionRule
 
@@ -61,6 +61,41 @@ def test_a_steering_prompt_joins_the_running_turn(opened):
     assert first.result(timeout_s=10).text == "said and in English"
     assert steer.result(timeout_s=10).text == "said and in English"
     assert queued.result(timeout_s=10).text == "said afterwards"
+
+
+@pytest.mark.parametrize(
+    ("steer", "prune", "readings"), [(False, False, 1), (True, False, 2), (False, True, 4)]
+)
+def test_the_history_is_read_once_a_turn_unless_more_was_said(opened, steer, prune, readings):
+    steered, seen, history = Gate(), [], []
+
+    @tool
+    def look(at: int) -> str:
+        """Look at something."""
+        return f"saw {at}"
+
+    def play(request):
+        seen.append(list(request.turns))
+        steps = len(request.turns) - 1
+        wait = [Wait(steered)] if steer and len(seen) == 2 else []
+        return [*wait, Call("look", {"at": steps})] if len(seen) < 4 else [Say("done")]
+
+    runtime = opened(ScriptedModel(play), tools=[look], compaction=CompactionRules(prune=prune))
+    reads = runtime.engine.store.read
+    real = reads.history
+    reads.history = lambda session_id: history.append(session_id) or real(session_id)
+    session = runtime.create_session()
+    turn = session.prompt("go")
+    if steer:
+        steered.wait_reached()
+        session.prompt("and in English", when_busy="steer")
+        steered.open()
+    assert turn.result(timeout_s=10).text == "done"
+    assert len(history) == readings
+    outputs = [[call.output for call in said.calls] for said in seen[-1] if hasattr(said, "calls")]
+    assert outputs == [[output] for output in ("saw 0", "saw 1", f"saw {3 if steer else 2}")]
+    asked = [said.content[0].text for said in seen[-1] if hasattr(said, "content")]
+    assert asked == (["go", "and in English"] if steer else ["go"])
 
 
 def test_an_interrupting_prompt_ends_the_running_turn_and_goes_first(opened):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core_stage import Rows, Stage, is_open_part
 
-from understudy.actors.core.context import SUMMARY_HEADING, context
+from understudy.actors.core.context import SUMMARY_HEADING, context, conversation
 from understudy.actors.core.effects import RunStep, RunSummary, RunTool
 from understudy.actors.models.protocol import AssistantTurn, UserText, UserTurn
 from understudy.store.records import (
@@ -168,6 +168,10 @@ def check_request(stage: Stage, message_id: str, effect: RunStep) -> None:
             shown = all(text in said.split("\n") for text in texts)
             assert shown == (prompt.turn is not None) or summarised, "a prompt is not in its place"
     assert effect.prompt == rows.prompts[effect.prompt.message_id]
+    if effect.last is not None:
+        shown = conversation(rows.transcript(), revert=rows.info.revert, before=effect.last[0].id)
+        shown.add(*effect.last)
+        assert tuple(shown.turns) == turns, "more was said than by the answer before"
 
 
 def check_fifo(rows: Rows) -> None:
