@@ -25,7 +25,7 @@
     ├── StoreError              the database cannot be opened, read or written
     │   ├── StoreFull           no space left; nothing was written
     │   ├── StoreBusy           another process held the write lock for too long
-    │   ├── StoreUnreadable     not a database, damaged, or not writable
+    │   ├── StoreUnreadable     not a database, damaged, gone, or not writable
     │   └── StoreTooNew         written by a newer version of understudy
     ├── RuntimeClosed           the runtime is closed or closing
     ├── CommandTimeout          no answer in time; the command may still be carried out
@@ -209,7 +209,7 @@ class StoreBusy(StoreError):
 
 
 class StoreUnreadable(StoreError):
-    """The file is not a database of ours, is damaged, or may not be written (``path``)."""
+    """The file is not a database of ours, damaged, not writable, or gone since (``path``)."""
 
 
 class StoreTooNew(StoreError):
