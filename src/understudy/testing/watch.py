@@ -197,8 +197,11 @@ class Watch:
         if kind == "session.created":
             if story is not None and not story.deleted:
                 self.found("created once", session_id)
-            number = story.number + 1 if story is not None else 1
+            before = story
+            number = before.number + 1 if before is not None else 1
             story = self.stories[session_id] = Story(session_id, number, limited=self._limited)
+            if before is not None:  # a step of that life may ask its model yet
+                story.cut_short = before.cut_short
         if story is None:
             self.found("created first", f"{kind} of {session_id}")
             story = self.stories[session_id] = Story(session_id, limited=self._limited)
@@ -215,6 +218,7 @@ class Watch:
 
     def _life(self, story: Story, kind: str, fact: Row) -> None:
         if kind == "session.deleted":
+            story.cut_short.extend(conversation(story, each) for each in story.open_messages())
             story.end()
         elif kind == "session.status":
             story.status = fact["status"]["type"]
