@@ -34,6 +34,9 @@ def enriched(read: Reads, state: State, command: Any) -> Command:
     elif type(command) is commands.EditTranscript:
         pair = read.message(session_id, command.message_id)
         changed = replace(command, found=pair is not None, parts=pair[1] if pair else ())
+        if state.info.revert is not None and state.info.revert.message_id == command.message_id:
+            hidden = read.positions(session_id, command.message_id)
+            changed = replace(changed, hidden=hidden or ())
     elif type(command) is commands.Reply and command.ask_id not in state.asks:
         changed = replace(command, known=read.ask(session_id, command.ask_id))
     result: Command = changed

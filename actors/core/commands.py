@@ -98,7 +98,8 @@ class RevertTo(msgspec.Struct, frozen=True, kw_only=True):
 class EditTranscript(msgspec.Struct, frozen=True, kw_only=True):
     """Take a message out, or one of its parts, or give a text part another ``text``.
 
-    ``found`` says whether the message exists; ``parts`` are its parts.
+    ``found`` says whether the message exists; ``parts`` are its parts. ``hidden`` are the messages
+    that a revert hides, if it is the first of them.
     """
 
     message_id: str
@@ -106,6 +107,7 @@ class EditTranscript(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
     found: bool = False
     parts: tuple[AnyPart, ...] = ()
+    hidden: tuple[str, ...] = ()
 
 
 class Unrevert(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from understudy.actors.core.commands import EditTranscript
 from understudy.actors.core.draft import Draft, replace
 from understudy.errors import InvalidInput, MessageNotFound, SessionBusy
 from understudy.store.events import MessageRemoved, PartRemoved
-from understudy.store.records import AnyPart, ReasoningPart, TextPart
+from understudy.store.records import AnyPart, ReasoningPart, Revert, TextPart
 
 
 def edit(d: Draft, command: EditTranscript) -> AnyPart | None:
@@ -31,4 +31,12 @@ def edit(d: Draft, command: EditTranscript) -> AnyPart | None:
         d.emit(PartRemoved(session_id=d.session_id, message_id=command.message_id, part_id=part.id))
     else:
         d.emit(MessageRemoved(session_id=d.session_id, message_id=command.message_id))
+        _move_revert(d, command)
     return None
+
+
+def _move_revert(d: Draft, command: EditTranscript) -> None:
+    """A revert that began with what is gone begins with what comes next: that stays hidden."""
+    if d.info.revert is not None and d.info.revert.message_id == command.message_id:
+        rest = command.hidden[1:]
+        d.put_info(replace(d.info, revert=Revert(message_id=rest[0]) if rest else None))
