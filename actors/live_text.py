@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from understudy.actors.core.commands import StreamedPart
     from understudy.actors.publisher import Publisher
 
-OPENING_AT_ONCE: Final = 16
+OPENING_AT_ONCE: Final = 32
 
 
 class Stream(Protocol):
