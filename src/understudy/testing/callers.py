@@ -79,7 +79,7 @@ class Callers:
             )
         story = watch.stories[session_id]
         reply_id = str(story.tables["inbox"].get(message_id, {}).get("reply_id"))
-        there = reply_id in story.tables["message"]
+        there = reply_id in story.tables["message"] and reply_id not in story.edited
         if text is not None and there and story.text_of(reply_id) != text:
             self._found("callers are told the answer", f"{message_id} of {session_id}: {text!r}")
 

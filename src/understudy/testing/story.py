@@ -23,6 +23,7 @@ class Story:
         titles: every title it had.
         used: tokens of its finished answers, and what it was born with.
         heard: every text it ever had.
+        edited: messages that a part was taken out of.
         copied: what people said in it when it was made: a fork's.
         cut_short: the conversations before the last answers that ended with an error.
         summaries: ids of the summaries each marker had, by the marker's part.
@@ -52,6 +53,7 @@ class Story:
         self.titles: list[str] = []
         self.used = 0
         self.heard: set[str] = set()
+        self.edited: set[str] = set()
         self.copied: list[str] = []
         self.cut_short: deque[list[str]] = deque(maxlen=16)
         self.summaries: dict[str, set[str]] = {}
@@ -155,7 +157,9 @@ class Story:
             self.remove_part(part["id"])
 
     def remove_part(self, part_id: str) -> None:
-        self.tables["part"].pop(part_id, None)
+        part = self.tables["part"].pop(part_id, None)
+        if part is not None:
+            self.edited.add(part["messageID"])
         self.places.pop(part_id, None)
 
     def end(self) -> None:
