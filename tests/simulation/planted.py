@@ -5,6 +5,7 @@ A simulator that catches no planted bug proves nothing about the others.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -15,6 +16,7 @@ import msgspec
 
 from understudy import signals
 from understudy.actors import runtime, session
+from understudy.actors.calls import CallTime
 from understudy.actors.core import (
     asks,
     calls,
@@ -29,6 +31,7 @@ from understudy.actors.core import (
 from understudy.actors.core.commands import Abort, SubmitPrompt
 from understudy.actors.core.draft import Draft
 from understudy.actors.core.effects import Cancel, ResolveAsk
+from understudy.actors.engine import Engine
 from understudy.actors.executor import Executor
 from understudy.actors.hooks import Hooks
 from understudy.actors.leases import Leases
@@ -36,6 +39,7 @@ from understudy.actors.outcomes import Outcomes
 from understudy.actors.publisher import Publisher, SignalPump
 from understudy.actors.registry import Registry
 from understudy.actors.session_actor import SessionActor
+from understudy.actors.streams import ModelStream
 from understudy.actors.subscription import Subscription
 from understudy.actors.supervisor import RestartPolicy
 from understudy.actors.tracker import SessionTracker
@@ -444,6 +448,118 @@ def _run_hooks_of_the_bypassed() -> AbstractContextManager[Any]:
         return self.wanted(hook) and not internal
 
     return patch.object(Hooks, "passes", passing)
+
+
+def _forget_the_time_of_turns() -> AbstractContextManager[Any]:
+    return patch.object(Executor, "_turn_expired", lambda self, session_id, execution: None)
+
+
+def _give_calls_ten_times_their_time() -> AbstractContextManager[Any]:
+    timeout = asyncio.timeout
+    return patch.object(asyncio, "timeout", lambda limit_s: timeout(10 * limit_s))
+
+
+def _charge_a_turn_for_people() -> AbstractContextManager[Any]:
+    return patch.object(Executor, "_count_asking", lambda self, session_id, change: None)
+
+
+def _charge_a_call_for_people() -> AbstractContextManager[Any]:
+    return patch.object(CallTime, "asking", lambda self, change: None)
+
+
+def _keep_text_only_at_its_end() -> AbstractContextManager[Any]:
+    schedule = ModelStream._schedule_flush
+
+    def scheduling(self: Any, *, soon: bool) -> None:
+        if soon:
+            schedule(self, soon=soon)
+
+    return patch.object(ModelStream, "_schedule_flush", scheduling)
+
+
+def _lose_the_mail_of_a_lost_session() -> AbstractContextManager[Any]:
+    ended = Registry.ended
+
+    def ending(self: Any, session_id: str, mailbox: Any, error: Any) -> None:
+        if error is None:
+            mailbox.drop(lambda message: True)
+        ended(self, session_id, mailbox, error)
+
+    return patch.object(Registry, "ended", ending)
+
+
+def _trust_a_claim_after_a_freeze() -> AbstractContextManager[Any]:
+    return patch.object(Executor, "lasts", lambda self, term: True)
+
+
+def _miss_a_reset_by_others() -> AbstractContextManager[Any]:
+    return patch.object(Engine, "_lift_quarantine", lambda self, event: None)
+
+
+def _tell_nobody_of_a_quarantine() -> AbstractContextManager[Any]:
+    return patch.object(Outcomes, "_tell_quarantined", lambda self, session_id, reason: None)
+
+
+def _end_a_turn_without_its_answer() -> AbstractContextManager[Any]:
+    end_turn = turns.end_turn
+
+    def ending(d: Any, outcome: Any, **options: Any) -> None:
+        if outcome != "answered":
+            options["reply_id"] = None
+        end_turn(d, outcome, **options)
+
+    return patch.object(turns, "end_turn", ending)
+
+
+def _keep_one_message_less() -> AbstractContextManager[Any]:
+    plan_compaction = context.plan_compaction
+
+    def planning(history: Any, **options: Any) -> Any:
+        plan = plan_compaction(history, **options)
+        ids = [message.id for message, _ in context.visible(history).messages]
+        if plan is None or plan.tail_start_id not in ids[:-1]:
+            return plan
+        after = ids[ids.index(plan.tail_start_id) + 1]
+        return msgspec.structs.replace(plan, tail_start_id=after)
+
+    return patch.object(context, "plan_compaction", planning)
+
+
+def _summarise_all_but_the_first_message() -> AbstractContextManager[Any]:
+    chunks = context._chunks
+    return patch.object(
+        context, "_chunks", lambda summary, head, chunk: chunks(summary, head[1:] or head, chunk)
+    )
+
+
+def _remove_only_the_first_reverted_message() -> AbstractContextManager[Any]:
+    remove = prompts.remove_reverted
+    return patch.object(prompts, "remove_reverted", lambda d, ids: remove(d, ids[:1]))
+
+
+def _answer_in_the_name_of_who_joined() -> AbstractContextManager[Any]:
+    def naming(d: Any, turn: Any, **options: Any) -> None:
+        entry = turn.joined[-1] if turn.joined else turn.entry
+        open_step(d, msgspec.structs.replace(turn, entry=entry), **options)
+        d.turn = msgspec.structs.replace(d.turn, entry=turn.entry)
+
+    open_step = turns.open_step
+    return patch.object(turns, "open_step", naming)
+
+
+def _count_no_cost() -> AbstractContextManager[Any]:
+    count = turns._count
+    return patch.object(
+        turns, "_count", lambda d, message: count(d, msgspec.structs.replace(message, cost=0.0))
+    )
+
+
+def _let_actors_hang() -> AbstractContextManager[Any]:
+    return patch.object(Upkeep, "_hung_handlers", lambda self: None)
+
+
+def _forget_quarantine_at_a_restart() -> AbstractContextManager[Any]:
+    return patch.object(Reads, "quarantined", lambda self: {})
 
 
 PLANTED = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 from understudy.actors.session import Session
@@ -31,6 +32,7 @@ class Callers:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
+        self._numbers = itertools.count(1)
         self._answered: set[str] = set()  # asks that somebody was told they had answered
 
     def _story(self, session_id: str, life: int) -> Story | None:
@@ -62,7 +64,11 @@ class Callers:
     async def result(self, turn: Any, session_id: str, message_id: str) -> None:
         """Wait for a prompt's end, which must be the one that was committed."""
         watch, text = self._stage.watch, None
+        process = self._stage.running()
+        caller = next(self._numbers)
         try:
+            if process is not None:
+                self._stage.waiting[caller] = (process, session_id)
             text = (await turn.result()).text
         except TurnAborted as error:
             gone = error.data.get("reason") == "delete"
@@ -71,6 +77,8 @@ class Callers:
             told = {"failed"}
         else:
             told = {"answered"}
+        finally:
+            self._stage.waiting.pop(caller, None)
         outcomes = watch.outcomes[session_id, message_id]
         if told != {"deleted"} and not told & outcomes:
             self._found(

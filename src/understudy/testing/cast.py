@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from understudy.actors.models.acts import Call, End, Fail, Say, Stall, Think, Wait
+from understudy.actors.models.acts import Call, End, Fail, Say, Stall, Think, Use, Wait
 from understudy.actors.models.protocol import ModelRequest, UserText, UserTurn
 from understudy.actors.models.scripted import ScriptedModel, steps_taken
 from understudy.actors.tools.context import ToolContext
@@ -81,6 +81,12 @@ def _step(chance: random.Random, taken: int, flavour: Flavour) -> Iterator[Any]:
         for number in range(chance.choice((1, 3, 6))):
             yield Wait(chance.choice((0.1, 0.4, 1.5)))
             yield Say(f"more {number} ", chunks=2)
+    if chance.random() < 0.3:
+        yield Use(chance.randrange(100, 400), cost=0.25)
+    if chance.random() < 0.05:
+        for _ in range(8):
+            yield Wait(3.0)
+            yield Say("slowly ", chunks=1)
     if (trouble := _trouble(chance.random())) is not None:
         yield trouble
     elif flavour.endless or (taken < 3 and chance.random() < 0.5):

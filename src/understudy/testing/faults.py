@@ -54,14 +54,19 @@ class Faults:
             self._stage.start()
 
     def freeze(self, act: Act) -> None:
+        """Now, with much to do when it thaws; or whoever calls a tool next, before it runs."""
         process = self._stage.at_work(act.a)
         if process.life.frozen:
             return
         seconds = (1.0, 8.0, 2 * LEASE_S, 4 * LEASE_S)[act.b % 4]
-        self._stage.freeze(process, seconds)
-        self._stage.note(f"  freeze {process.name} for {seconds} s")
-        if len(self._stage.alive()) < 2 and act.b % 3:
-            self._stage.start()
+        if act.b % 5 < 3:
+            self._stage.freeze_in_call_s = (2 * LEASE_S, 4 * LEASE_S)[act.b % 2]
+            return
+        if act.b % 3:
+            self.second(act)
+        if process.alive:
+            self._stage.freeze(process, seconds)
+            self._workload.leave_work(process)
 
     def fail(self, act: Act) -> None:
         kind = tuple(FAILURES)[act.a % len(FAILURES)]
@@ -77,5 +82,7 @@ class Faults:
         self._stage.at_work(act.a).plan.deliveries += ["well"] * (act.b % 4) + [fate] * times
 
     def jump(self, act: Act) -> None:
+        if not self._stage.settings.jumps:
+            return
         self._stage.steady = False
         self._stage.scheduler.clock.jump_wall((-7200.0, -3.0, 5.0, 86_400.0)[act.a % 4])

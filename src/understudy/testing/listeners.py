@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,9 +47,9 @@ class Listener:
         self._session_id = session_id
         self._types = types
         self._buffer = buffer
-        self._texts: LiveText | None = None
+        self.texts: LiveText | None = None
         if types is None:
-            self._texts = LiveText(joins=after is not None, row=stage.watch.text_of_part)
+            self.texts = LiveText(joins=after is not None, row=stage.watch.text_of_part)
         self._caught_up_at: int | None = None
         self._since_join = 0
         self.follows: Callable[[], bool] = lambda: True
@@ -69,12 +69,17 @@ class Listener:
             self._overflow(event.data)
         elif event.cursor is not None:
             self._fact(event, event.cursor)
-        if self._texts is not None:
+        if self.texts is not None:
             # Who was taken over goes on until it hears of it: its text is nobody's business.
             mine = self._stage.watch.owner(event.session_id) == self._process.engine.id
-            problems = list(self._texts.take(event))
+            problems = list(self.texts.take(event))
             for problem in problems if mine else ():
                 self._found("live text is whole", problem)
+
+    @property
+    def follows_all(self) -> bool:
+        """It is a subscriber to everything, from the beginning on."""
+        return self.name.endswith(".all")
 
     def behind(self) -> int | None:
         """The cursor of an event that is still to come, or None."""
@@ -132,8 +137,8 @@ class Listener:
     def _rejoin(self) -> None:
         self._caught_up_at = None
         self._since_join = 0
-        if self._texts is not None:
-            self._texts.rejoin()
+        if self.texts is not None:
+            self.texts.rejoin()
 
     def _found(self, guarantee: str, what: str) -> None:
         self._stage.found(guarantee, f"{self.name}: {what}")
@@ -196,7 +201,8 @@ class Listeners:
     def join(self, process: Process, a: int, b: int, session_id: str) -> None:
         """One more subscriber: of a session, of some types, or a slow one; from now or before."""
         watch, kind = self._stage.watch, a % 3
-        after = process.runtime.cursor if b % 2 else max(0, process.runtime.cursor - b % 50)
+        back = b % (50 if b % 3 else 1000)  # perhaps beyond what the journal keeps
+        after = process.runtime.cursor if b % 2 else max(0, process.runtime.cursor - back)
         only = session_id if kind == 0 and watch.life(session_id) else None
         types = frozenset({"prompt.settled", "session.deleted"}) if kind == 1 else None
         buffer = 2 + b % 5 if kind == 2 else None
@@ -224,6 +230,13 @@ class Listeners:
             listener.take(event)
             if pause_s:
                 await asyncio.sleep(pause_s)
+
+    def shown(self, process: Process, session_id: str) -> Iterator[tuple[str, str]]:
+        """The texts of a session that are being written, as a subscriber to all knows them."""
+        for owner, listener in self._all:
+            if owner is process and listener.texts is not None and listener.follows_all:
+                yield from listener.texts.known(session_id)
+                return
 
     # --- the end ---------------------------------------------------------------------------------
 

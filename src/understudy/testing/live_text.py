@@ -38,6 +38,12 @@ class LiveText:
         self._over: set[str] = set()  # messages that are finished, removed or deleted
         self._join = 0 if joins else -1
 
+    def known(self, session_id: str) -> Iterator[tuple[str, str]]:
+        """The texts of a session that are being written, by part."""
+        for part_id, text in self._texts.items():
+            if text.session_id == session_id:
+                yield part_id, text.text
+
     def rejoin(self) -> None:
         self._join += 1
 

@@ -52,6 +52,8 @@ class Process:
         self.life.on_death = self.kill
         self.plan = Plan()
         self.published: int | None = None  # the cursor of the last event it published
+        self.lost_reports = False
+        self.hung_s = 0.0  # the longest that an actor hung and was not replaced
         self.platform = Simulated(scheduler, self.life)
         self._scheduler = scheduler
         self._committed = committed
@@ -137,6 +139,7 @@ class Process:
         """Deliver what an executor reports: as it should be, late, twice or never."""
         fate = self.plan.deliveries.pop(0) if self.plan.deliveries else "well"
         if fate == "lost" and type(command) is not OpenAsk:  # its tool waits: it was not lost
+            self.lost_reports = True
             return
         if fate in ("late", "lost"):
             self._courier.add_later(0.7, lambda: self._deliver(session_id, command, done))
@@ -148,6 +151,8 @@ class Process:
     def _hanging_commit(self, change: Change, done: Done, **options: Any) -> None:
         """The thread of an actor may stop at the worst moment: decided, and not yet committed."""
         if self.plan.hang_s and self._scheduler.depth == 1:
+            actor = self.engine.registry.actor(change.session_id)
+            began_s = self._scheduler.calm_s
             wake_s = self._scheduler.clock.monotonic_s() + self.plan.hang_s.pop(0)
             self._scheduler.depth -= 1  # others run, upkeep too: this is one thread of several
             try:
@@ -157,4 +162,6 @@ class Process:
                 self._scheduler.depth += 1
             if self.life.dead:
                 raise Killed
+            if self.engine.registry.actor(change.session_id) is actor and not self.life.frozen:
+                self.hung_s = max(self.hung_s, self._scheduler.calm_s - began_s)
         self._commit(change, done, **options)

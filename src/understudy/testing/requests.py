@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from understudy.actors.models.protocol import AssistantTurn, ModelRequest, UserText, UserTurn
 from understudy.gateway.fold import Row
+from understudy.testing.rules import CUT_SHORT
 from understudy.testing.story import Story
 
-_CUT_SHORT = {"MessageAbortedError", "InterruptedError", "TurnTimeoutError"}
+HEADING = "[Summary of the conversation so far]\n\n"
 
 
 def problem_of(request: ModelRequest, story: Story | None) -> str | None:
@@ -33,6 +34,8 @@ def _unanswerable(request: ModelRequest) -> str | None:
 
 
 def _not_said(request: ModelRequest, story: Story) -> str | None:
+    if request.purpose == "summary":
+        return _not_summarised(request, story)
     message = story.open_answer()
     if request.purpose != "step" or message is None:
         return None
@@ -47,6 +50,18 @@ def _not_said(request: ModelRequest, story: Story) -> str | None:
     longer = told if len(told) > len(expected) else expected
     place = min(len(told), len(expected))
     return f"{len(told)} lines, not {len(expected)}: {longer[place]!r}"
+
+
+def _not_summarised(request: ModelRequest, story: Story) -> str | None:
+    """A summary begins with what the conversation begins with: all of it in the first request."""
+    message = next((each for each in story.open_messages() if each.get("summary")), None)
+    if message is None or message["id"] in story.summarised:
+        return None
+    story.summarised.add(message["id"])
+    kind, _, first = (conversation(story, message) or [""])[0].partition(": ")
+    first = first.removeprefix(HEADING)[:100]
+    told = "".join(line for turn in request.turns for line in _lines(turn))
+    return f"{first!r} is not summarised" if kind == "user" and first not in told else None
 
 
 def _lines(turn: object) -> list[str]:
@@ -75,7 +90,7 @@ def conversation(story: Story, answer: Row) -> list[str]:
         if message["role"] == "user":
             lines += [f"user: {p['text']}" for p in parts if p["type"] == "text" and p["text"]]
             continue
-        failed = "error" in message and message["error"]["name"] not in _CUT_SHORT
+        failed = "error" in message and message["error"]["name"] not in CUT_SHORT
         text = "" if failed else "".join(p["text"] for p in parts if p["type"] == "text")
         lines += [f"assistant: {text}"] if text.strip() else []
         lines += [_call(part) for part in parts if part["type"] == "tool"]
@@ -99,7 +114,7 @@ def _summary(story: Story, shown: list[Row]) -> tuple[list[str], int]:
                 start = places[part["headEndID"]] + 1
             if part["tailStartID"] in places:
                 start = places[part["tailStartID"]]
-            return [f"user: [Summary of the conversation so far]\n\n{text}"], start
+            return [f"user: {HEADING}{text}"], start
     return [], 0
 
 

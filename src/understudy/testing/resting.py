@@ -99,6 +99,9 @@ def _tokens(story: Story) -> Iterator[Finding]:
     total = story.record.get("tokens", {}).get("total", 0)
     if story.status == "idle" and not story.running() and total != story.used:
         yield "usage is counted", f"{total} tokens, and its answers used {story.used}"
+    cost = story.record.get("cost", 0.0)
+    if story.status == "idle" and not story.running() and abs(cost - story.cost) > 1e-6:
+        yield "usage is counted", f"it cost {cost}, and its answers {story.cost}"
 
 
 def _compactions(story: Story) -> Iterator[Finding]:

@@ -17,8 +17,10 @@ Finding: TypeAlias = tuple[str, str]
 QUEUE: Final = 4  # prompts that may wait
 MODEL_ATTEMPTS: Final = 3
 ATTEMPTS: Final = 5  # of a prompt or a summary, at most: with those after restarts
+TOOL_S: Final = 15.0  # of a call, without what it waits for people
 STEPS: Final = 6  # of a turn, for each actor that carries it on
 BREAKER: Final = 2  # failed compactions in a row after which there are no automatic ones
+CUT_SHORT: Final = {"MessageAbortedError", "InterruptedError", "TurnTimeoutError"}
 _OUTCOMES: Final = {"answered", "interrupted", "failed"}
 
 
@@ -98,8 +100,17 @@ def _marker(story: Story, part: Row, old: Row | None) -> Iterator[Finding]:
         # A fork's copy names its summary before it is there.
         if (summary is None and not story.newborn) or empty:
             yield "no empty summary", f"{part['id']} is committed"
+        yield from _between(story, part)
         if summary is not None and ("error" in summary or is_open("message", summary)):
             yield "no failed summary", f"{part['id']} is committed"
+
+
+def _between(story: Story, marker: Row) -> Iterator[Finding]:
+    """What is kept begins where the summary ends."""
+    order = [message["id"] for message in story.transcript() if story.is_talk(message)]
+    end, start = marker["headEndID"], marker["tailStartID"]
+    if end in order and start in order and order.index(start) != order.index(end) + 1:
+        yield "no message is lost between summary and tail", f"{end}, {start}"
 
 
 # --- prompts -----------------------------------------------------------------------------------
@@ -123,6 +134,7 @@ def prompt(story: Story, kind: str, info: Row) -> Iterator[Finding]:
         if info.get("outcome") not in _OUTCOMES:
             yield "one outcome per prompt", f"{message_id}: {info.get('outcome')}"
         yield from _answered(story, info)
+        yield from _cut_short(story, info)
         return
     if story.quarantined:
         yield "a quarantined session rests", f"{message_id} is started"
@@ -152,6 +164,21 @@ def _answered(story: Story, info: Row) -> Iterator[Finding]:
         yield "an answer is there", f"{info['messageID']} is answered by {info.get('reply_id')}"
 
 
+def _cut_short(story: Story, info: Row) -> Iterator[Finding]:
+    """Who asked is told which answer was cut short."""
+    if info.get("outcome") == "answered" or "turn" not in info:
+        return
+    steps = [
+        each
+        for each in story.tables["message"].values()
+        if each["role"] == "assistant" and each["turn"] == info["turn"] and not each.get("summary")
+    ]
+    last = max(steps, key=lambda step: story.places[step["id"]], default=None)
+    cut = last is not None and last.get("error", {}).get("name") in CUT_SHORT
+    if last is not None and cut and info.get("reply_id") != last["id"]:
+        yield "an end says where", f"{info['messageID']}: {info.get('reply_id')}"
+
+
 def _order(story: Story, info: Row) -> Iterator[Finding]:
     """Who was accepted before, of the same kind, goes first; who interrupts, before the others."""
     when_busy = info.get("when_busy", "queue")
@@ -169,7 +196,12 @@ def _order(story: Story, info: Row) -> Iterator[Finding]:
 def opened(story: Story, message: Row, epoch: int) -> Iterator[Finding]:
     """An answer is begun: who steers has joined by now. An actor counts the steps it has seen."""
     if message.get("summary"):
+        marker = story.parts_of(message["parentID"])
+        if not any(part["type"] == "compaction" for part in marker):
+            yield "a summary names its marker", f"{message['id']}: {message['parentID']}"
         return
+    if message["parentID"] != story.turns.get(message["turn"]):
+        yield "an answer names its prompt", f"{message['id']}: {message['parentID']}"
     if late := story.waiting("steer"):
         yield "steering joins the next step", f"{late[0]} waits while {message['id']} begins"
     steps = [
@@ -184,9 +216,9 @@ def opened(story: Story, message: Row, epoch: int) -> Iterator[Finding]:
 
 def unreverted(story: Story, record: Row) -> Iterator[Finding]:
     """A revert ends, and nobody took it back: what it hid is gone."""
-    hidden = story.record.get("revert", {}).get("messageID")
-    if "revert" not in record and hidden in story.tables["message"]:
-        yield "a revert is final", f"{hidden} is shown again"
+    if "revert" in story.record and "revert" not in record:
+        for hidden in story.hidden & story.tables["message"].keys():
+            yield "a revert is final", f"{hidden} is shown again"
 
 
 # --- supervision -------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class Life:
         self.dead = False
         self.frozen = False
         self.was_frozen = False
+        self.frozen_s = 0.0  # in all
         self.on_death: Callable[[], None] = lambda: None
         self.on_escape: Callable[[Exception], None] = lambda _: None
 
@@ -93,7 +94,8 @@ class Scheduler:
     """Runs one thing at a time, in one thread, in an order that the seed decides.
 
     Time stands still while things happen, and passes when nothing can, or now and then when chance
-    has it so.
+    has it so. ``calm_s`` is time in which everybody who may move had nothing to do, and ``on_calm``
+    is told of it: who is late then is late by its own doing.
     """
 
     def __init__(self, seed: int | str) -> None:
@@ -104,6 +106,8 @@ class Scheduler:
         self.depth = 0
         self.running: Life | None = None
         self.trace = Trace()
+        self.calm_s = 0.0
+        self.on_calm: Callable[[float], None] = lambda _: None
         self._timers: list[tuple[float, int, Source, Happening]] = []
         self._timer_count = 0
 
@@ -229,7 +233,11 @@ class Scheduler:
 
     def _pass_until(self, when_s: float) -> None:
         """The clock counts nanoseconds: a little more, or ``when_s`` might never come."""
-        self.clock.advance(max(0.0, when_s - self.clock.monotonic_s()) + 1e-6)
+        pause_s = max(0.0, when_s - self.clock.monotonic_s()) + 1e-6
+        self.clock.advance(pause_s)
+        if not any(source.waiting and not source.life.frozen for source in self.sources):
+            self.calm_s += pause_s
+            self.on_calm(pause_s)
 
     def bury(self, life: Life) -> None:
         """Forget everything a dead process would still have done."""

@@ -22,13 +22,14 @@ from understudy.testing.process import Process
 from understudy.testing.rules import Finding
 from understudy.testing.scheduler import Scheduler
 from understudy.testing.script import FAULTS, Act, write
-from understudy.testing.stage import Stage
+from understudy.testing.stage import HANDLER_LIMIT_S, Stage
 from understudy.testing.workload import Workload
 
 SETTLE_STEPS: Final = 60_000
 SETTLE_S: Final = 3_600.0
 _QUIET_S: Final = 5.0
 _PAUSE_MS: Final = 3_000  # what chance may let pass before a renewal that is due
+_QUARANTINE_S: Final = 15.0  # long enough to tell everybody who waits
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
 
 
@@ -149,7 +150,9 @@ class _Play:
         self._stage.note("settle")
         for process in self._stage.alive():
             process.plan.clear()
-        self._stage.thaw_all()
+        self._stage.freeze_in_call_s = None
+        if not self._thaw():
+            return
         for _ in range(3):  # what came last may still be on its way to who listens
             if not self._settle(self._is_settled, self._answer_everything, rest=True):
                 break
@@ -165,8 +168,19 @@ class _Play:
         if self._stage.talking:
             self._stage.found("everybody is answered", f"{self._stage.talking} callers wait")
 
+    def _thaw(self) -> bool:
+        """Whoever is frozen stays so until others may have taken over what it has."""
+        while self._stage.someone_is_frozen:
+            self._scheduler.step(before_s=self._stage.now_s + 1.0)
+            self._stage.thaw_due()
+            if self._watch.findings:
+                return False
+        return True
+
     def _is_settled(self) -> bool:
-        return not self._watch.unfinished() and not self._stage.talking
+        watch, stage = self._watch, self._stage
+        resting = any(story.quarantined for story in watch.stories.values())
+        return not (watch.unfinished() or resting or stage.talking)
 
     def _check_at_rest(self) -> None:
         stage, watch = self._stage, self._watch
@@ -176,6 +190,13 @@ class _Play:
                 stage.found("nothing escapes", problem)
             if leases.get(process.engine.id, 0) <= now_ms - _PAUSE_MS:
                 stage.found("who lives renews its lease", process.name)
+            for session_id in process.runtime.quarantined():  # nobody is any more
+                stage.found("a reset is heard by all", f"{session_id} in {process.name}")
+            if process.hung_s > HANDLER_LIMIT_S + _QUIET_S and not process.life.was_frozen:
+                stage.found("who hangs is replaced", f"{process.name} after {process.hung_s:g} s")
+            for session_id in _at_work(process):
+                if watch.owner(session_id) not in (None, process.engine.id):
+                    stage.found("who lost a session lets go", f"{session_id} in {process.name}")
         watch.check_rows()
         stage.check_outputs()
         accepted = [
@@ -246,9 +267,10 @@ class _Play:
         for _, ask in self._watch.open_asks():
             for process in stage.alive():
                 stage.spawn(process, callers.reply(process, ask["id"], ask["kind"], 1))
-        for process in stage.alive():
-            for session_id in process.runtime.quarantined():
-                stage.spawn(process, callers.reset(Session(process.runtime, session_id)))
+        last = stage.alive()[-1]  # whoever else knows of the quarantine hears that it is over
+        for story in self._watch.stories.values():
+            if story.quarantined and stage.now_s - story.quarantined_s > _QUARANTINE_S:
+                stage.spawn(last, callers.reset(Session(last.runtime, story.id)))
 
 
 @contextmanager
@@ -264,6 +286,12 @@ def _surroundings(scheduler: Scheduler, *, log: bool) -> Iterator[None]:
     finally:
         logger.setLevel(level)
         waits.reset(token)
+
+
+def _at_work(process: Process) -> list[str]:
+    """The sessions something works for, in a process."""
+    executions = process.engine.executor._executions  # noqa: SLF001 - it shows from inside
+    return [session_id for session_id, each in executions.items() if each.tasks]
 
 
 def _kept(process: Process, stuck: Sequence[Any]) -> dict[str, int]:

@@ -19,18 +19,22 @@ from understudy.testing.cast import Effects, model, output_of
 from understudy.testing.claims import Claims
 from understudy.testing.hooks import MemoryHooks
 from understudy.testing.listeners import Listeners
+from understudy.testing.patience import Patience
 from understudy.testing.process import Process
 from understudy.testing.requests import problem_of
-from understudy.testing.rules import MODEL_ATTEMPTS, QUEUE, STEPS
+from understudy.testing.rules import MODEL_ATTEMPTS, QUEUE, STEPS, TOOL_S
 from understudy.testing.scheduler import Scheduler
 from understudy.testing.tracking import Tracking
 from understudy.testing.watch import Watch
 
 LEASE_S: Final = 15.0
+HANDLER_LIMIT_S: Final = 5.0
 PASSIVATE_S: Final = 8.0
 QUARANTINE_AFTER: Final = 4
 BACKOFF_S: Final = 0.05
 _STARTS: Final = 20
+_ANSWER_S: Final = 80.0  # within this a runtime that is awake answers
+_TIMEOUT_S: Final = 150.0  # with a freeze in between
 
 
 class Settings:
@@ -39,7 +43,8 @@ class Settings:
     def __init__(self, chance: random.Random) -> None:
         self.hooks = chance.random() < 0.25
         self.resume = chance.random() < 0.3
-        self.turn_s = 120.0 if chance.random() < 0.3 else None
+        self.turn_s = chance.choice((10.0, 120.0)) if chance.random() < 0.4 else None
+        self.jumps = chance.random() < 0.5
         self.keep = chance.choice((60, 200)) if chance.random() < 0.3 else None
 
 
@@ -50,6 +55,7 @@ class Stage:
         steady: no clock was set, so what leases say is what they mean.
         talking: callers who wait for an answer.
         let_pass_s: how long nothing could happen, because the script let time pass.
+        waiting: those who wait for the end of a turn: where, and of which session.
     """
 
     def __init__(self, seed: int | str, scheduler: Scheduler, path: Path) -> None:
@@ -65,6 +71,8 @@ class Stage:
             quarantine_after=QUARANTINE_AFTER,
             backoff_s=BACKOFF_S,
             limited=True,
+            turn_s=self.settings.turn_s,
+            calm_s=lambda: self.patience.calm_s,
         )
         self.unreverting = self.watch.unreverting = Counter()
         self.processes: list[Process] = []
@@ -75,9 +83,15 @@ class Stage:
         self.steady = True
         self.talking = 0
         self.let_pass_s = 0.0
+        self.waiting: dict[int, tuple[Process, str]] = {}
+        self.patience = Patience(self)
+        scheduler.on_calm = self.patience.passes
         self.seen: Counter[str] = Counter()
+        self.freeze_in_call_s: float | None = None  # whoever begins a call next
+        self._heir_wanted = False
+        self._called: set[tuple[str, str]] = set()
         self._started = 0
-        self._thaws: list[tuple[float, Process]] = []
+        self._thaws: list[tuple[float, float, Process]] = []
 
     # --- saying ----------------------------------------------------------------------------------
 
@@ -119,6 +133,7 @@ class Stage:
             self._started += 1
             process = self._process(f"p{self._started}")
             self.note(f"start {process.name}")
+            resting = self._quarantined()
             self.processes.append(process)
             self.listeners.expect(process)
             try:
@@ -129,6 +144,9 @@ class Stage:
             if process.alive:
                 self.listeners.follow(process)
                 self.tracking.started(process)
+                known = process.runtime.quarantined().keys()
+                for session_id in resting & self._quarantined() - known:
+                    self.found("quarantine outlives a runtime", f"{session_id} in {process.name}")
                 return
         self.found("a runtime starts", f"{_STARTS} attempts failed")
 
@@ -151,7 +169,7 @@ class Stage:
                 model_attempts=MODEL_ATTEMPTS,
                 retry_s=30.0,
                 stream_idle_s=10.0,
-                tool_s=15.0,
+                tool_s=TOOL_S,
                 turn_s=settings.turn_s,
                 queue=QUEUE,
             ),
@@ -165,29 +183,43 @@ class Stage:
             retention=None if keep is None else Retention(age_s=1e9, events=keep),
             lease_s=LEASE_S,
             passivate_after_s=PASSIVATE_S,
-            handler_limit_s=5.0,
-            command_timeout_s=90.0,
+            handler_limit_s=HANDLER_LIMIT_S,
+            command_timeout_s=_TIMEOUT_S,
             seed=self.scheduler.chance.getrandbits(64),
         )
         process.life.on_escape = self._escaped
         process.engine.publisher.observe(lambda event: self._published(process, event))
         return process
 
+    def _quarantined(self) -> set[str]:
+        return {story.id for story in self.watch.stories.values() if story.quarantined}
+
     def freeze(self, process: Process, seconds: float) -> None:
+        """Until so much time has passed in which others could do all they wanted."""
         process.life.freeze()
-        self._thaws.append((self.now_s + seconds, process))
+        self._thaws.append((self.now_s, self.scheduler.calm_s + seconds, process))
+        self.note(f"  freeze {process.name} for {seconds} s")
+
+    @property
+    def someone_is_frozen(self) -> bool:
+        return bool(self._thaws)
 
     def thaw_due(self) -> None:
-        for thaw in list(self._thaws):
-            if thaw[0] <= self.now_s or not thaw[1].alive:
-                self._thaws.remove(thaw)
-                thaw[1].life.frozen = False
-                self.note(f"thaw {thaw[1].name}")
+        """Thaw whose time has come; and start who takes over what others have, if nobody is there.
 
-    def thaw_all(self) -> None:
-        self._thaws.clear()
-        for process in self.alive():
-            process.life.frozen = False
+        Called between happenings: a process starts in none.
+        """
+        if self._heir_wanted:
+            self._heir_wanted = False
+            if len(self.alive()) < 2:
+                self.start()
+        for thaw in list(self._thaws):
+            since_s, until_s, process = thaw
+            if until_s <= self.scheduler.calm_s or not process.alive:
+                self._thaws.remove(thaw)
+                process.life.frozen = False
+                process.life.frozen_s += self.now_s - since_s
+                self.note(f"thaw {process.name}")
 
     # --- callers ---------------------------------------------------------------------------------
 
@@ -196,16 +228,16 @@ class Stage:
     ) -> None:
         """A caller in a process: what it is told must be typed, true, and come at all."""
         self.talking += counted
-        passed_s = self.let_pass_s
 
         async def talk() -> None:
+            began_s = self._awake_s(process)
             try:
                 await work
             except UnderstudyError as error:
                 if process.alive:
                     self.note(f"  {process.name} says {type(error).__name__}")
-                    stood_still = process.life.was_frozen or self.let_pass_s > passed_s + 45.0
-                    if isinstance(error, CommandTimeout) and not stood_still:
+                    late = self._awake_s(process) - began_s > _ANSWER_S
+                    if isinstance(error, CommandTimeout) and late:
                         self.found("everybody is answered", f"{process.name}: {error}")
             except Exception as error:  # noqa: BLE001 - that is the finding
                 if process.alive:
@@ -217,6 +249,10 @@ class Stage:
 
         process.client.create_task(talk()).add_done_callback(over)
 
+    def _awake_s(self, process: Process) -> float:
+        """Time in which it could do something, if not all of it."""
+        return self.now_s - process.life.frozen_s - self.let_pass_s
+
     # --- what is watched -------------------------------------------------------------------------
 
     def _escaped(self, error: Exception) -> None:
@@ -225,6 +261,22 @@ class Stage:
     def _committed(self, process: Process) -> None:
         for line in self.watch.committed(process.engine.id):
             self.note(line)
+        seconds = self.freeze_in_call_s
+        if seconds is not None and self._is_to_call(process):
+            self.freeze_in_call_s = None
+            self.freeze(process, seconds)
+            self._heir_wanted = True
+
+    def _is_to_call(self, process: Process) -> bool:
+        """A call of a process has its start committed, and has not begun."""
+        return any(
+            part["type"] == "tool"
+            and part["state"]["status"] == "running"
+            and (story.id, part["callID"]) not in self._called
+            for story in self.watch.stories.values()
+            for part in story.tables["part"].values()
+            if self.watch.owner(story.id) == process.engine.id
+        )
 
     def _published(self, process: Process, event: Event) -> None:
         if event.cursor is None:
@@ -283,6 +335,7 @@ class Stage:
 
         A process that froze proves first that nobody has taken its session over.
         """
+        self._called.add((context.session_id, context.call_id))
         if not self.owns(context.session_id):
             if self.steady and self.watch.life(context.session_id):
                 self.found("only its owner runs tools", f"{context.call_id}")

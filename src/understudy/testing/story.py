@@ -22,8 +22,9 @@ class Story:
         idle_told: ``session.idle`` came after the last time it was busy.
         titles: every title it had.
         used: tokens of its finished answers, and what it was born with.
+        cost: what they cost.
+        edited: the messages that a part was taken out of.
         heard: every text it ever had.
-        edited: messages that a part was taken out of.
         copied: what people said in it when it was made: a fork's.
         cut_short: the conversations before the last answers that ended with an error.
         summaries: ids of the summaries each marker had, by the marker's part.
@@ -33,7 +34,10 @@ class Story:
         condemned: that was one too many, and it is not in quarantine yet.
         reset_at: the cursor of its last reset.
         lives: the epoch in which each answer was begun.
-        crashed_s: when its actor last died.
+        turns: the prompt that each turn was started for.
+        hidden: the messages that its last revert took back.
+        summarised: ids of the summaries that a model was asked for.
+        crashed_s, quarantined_s: when its actor last died, and when it was put in quarantine.
     """
 
     def __init__(self, session_id: str, number: int = 1, *, limited: bool = False) -> None:
@@ -45,6 +49,7 @@ class Story:
         self.deleted = False
         self.newborn = True
         self.quarantined = False
+        self.quarantined_s = 0.0
         self.status = "idle"
         self.idle_told = True
         self.accepted: list[str] = []
@@ -53,6 +58,7 @@ class Story:
         self.titles: list[str] = []
         self.used = 0
         self.heard: set[str] = set()
+        self.cost = 0.0
         self.edited: set[str] = set()
         self.copied: list[str] = []
         self.cut_short: deque[list[str]] = deque(maxlen=16)
@@ -62,6 +68,9 @@ class Story:
         self.condemned = False
         self.reset_at = 0
         self.lives: dict[str, int] = {}
+        self.turns: dict[int, str] = {}
+        self.hidden: set[str] = set()
+        self.summarised: set[str] = set()
         self.failed = False
         self.follow_up = False
         self.crashed_s = 0.0
@@ -107,6 +116,13 @@ class Story:
     def open_messages(self) -> list[Row]:
         return [each for each in self.tables["message"].values() if is_open("message", each)]
 
+    def asks_people(self, call: Row | None = None) -> bool:
+        """A person is asked, by this call or by any."""
+        return any(
+            is_open("ask", ask) and (call is None or ask.get("callID") == call["callID"])
+            for ask in self.tables["ask"].values()
+        )
+
     def open_answer(self) -> Row | None:
         """The answer that is being written, if it is no summary."""
         return next((each for each in self.open_messages() if not each.get("summary")), None)
@@ -124,6 +140,12 @@ class Story:
             self.tables["message"].values(),
             key=lambda message: (message.get("turn", QUEUED), self.places[message["id"]]),
         )
+
+    def is_talk(self, message: Row) -> bool:
+        """A model is to see it: it is no machinery, its turn has come, nobody withdrew it."""
+        if "turn" not in message or message.get("withdrawn") or message.get("summary"):
+            return False
+        return not any(part["type"] == "compaction" for part in self.parts_of(message["id"]))
 
     def parts_of(self, message_id: str) -> list[Row]:
         parts = self.tables["part"].values()

@@ -21,6 +21,7 @@ from understudy.testing.requests import conversation
 from understudy.testing.resting import at_rest
 from understudy.testing.rules import Finding
 from understudy.testing.story import Story
+from understudy.testing.timing import Times
 
 __all__ = ["Finding", "Told", "Watch"]
 
@@ -52,6 +53,8 @@ class Watch:
         keep: how many events the journal's retention keeps; None keeps all.
         quarantine_after, backoff_s: the supervisor's policy.
         limited: whether the runtimes have the limits that ``rules`` names.
+        turn_s: the limit of turns, if they have those.
+        calm_s: how long nobody had anything to do, in all.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class Watch:
         quarantine_after: int = 4,
         backoff_s: float = 0.05,
         limited: bool = False,
+        turn_s: float | None = None,
+        calm_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.findings: list[Finding] = []
         self.log: list[Told] = []
@@ -80,6 +85,9 @@ class Watch:
         self._quarantine_after = quarantine_after
         self._backoff_s = backoff_s
         self._limited = limited
+        self._turn_s = turn_s
+        self._calm_s = calm_s
+        self._times: dict[str, Times] = {}
         self._seqs: dict[str, int] = {}
         self._owners: dict[str, tuple[str, int]] = {}
 
@@ -147,6 +155,7 @@ class Watch:
         if kind not in _COPIED:
             self._born(story)
         self._broken(session_id, self._rules(story, kind, fact))
+        self._check_times(story, kind, fact)
         if kind in PUTS:
             table, field = PUTS[kind]
             record = fact[field]
@@ -162,6 +171,7 @@ class Watch:
                 story.cut_short.append(conversation(story, removed))
             story.remove_message(fact["messageID"])
         elif kind == "message.part.removed":
+            story.edited.add(fact["messageID"])
             story.remove_part(fact["partID"])
         else:
             self._life(story, kind, fact)
@@ -180,7 +190,7 @@ class Watch:
             message = fact["info"]
             new = message["id"] not in story.tables["message"] and not story.newborn
             if new and is_open("message", message):
-                yield from rules.opened(story, message, self._epoch(story.id))
+                yield from rules.opened(story, message, self.epoch(story.id))
         elif kind == "session.idle":
             if story.busy():
                 yield "idle says done", "something is open"
@@ -234,6 +244,7 @@ class Watch:
             story.follow_up = bool(marker.get("resume"))
         elif kind == "session.quarantined":
             story.quarantined, story.condemned = True, False
+            story.quarantined_s = self._time_s()
         elif kind == "session.reset":
             story.crashes = 0
             story.quarantined, story.forgivable = False, True
@@ -253,6 +264,7 @@ class Watch:
             self.accepted.add((story.id, message_id))
         elif kind == "prompt.started":
             story.started.add(message_id)
+            story.turns.setdefault(info["turn"], message_id)
         else:
             story.settled.add(message_id)
             story.forgivable |= info.get("outcome") == "answered"
@@ -268,15 +280,20 @@ class Watch:
                 story.titles.append(record["title"])
             if story.newborn and not story.tables["session"]:
                 story.used = record.get("tokens", {}).get("total", 0)
+                story.cost = record.get("cost", 0.0)
+            if (hidden := record.get("revert", {}).get("messageID")) is not None:
+                order = [message["id"] for message in story.transcript()]
+                story.hidden = set(order[order.index(hidden) :]) if hidden in order else set()
         elif table == "message" and record["role"] == "assistant":
             old = story.tables["message"].get(record["id"])
             if old is None:
-                story.lives[record["id"]] = self._epoch(story.id)
+                story.lives[record["id"]] = self.epoch(story.id)
             was_open = old is None or is_open("message", old)
             if old is not None and "error" in record and not record.get("summary"):
                 story.cut_short.append(conversation(story, old))
             if was_open and not is_open("message", record) and not story.newborn:
                 story.used += record["tokens"]["total"]
+                story.cost += record.get("cost", 0.0)
 
     def _check_owner(self, story: Story, table: str, record: Row) -> None:
         """Ids that the runtime makes are made once: a fork has its own."""
@@ -303,6 +320,15 @@ class Watch:
             culprit, count = row or (None, 0)
             if count >= 2 and culprit in story.started - story.settled:
                 self.found("a prompt that kills is set aside", f"{culprit} of {story.id}")
+
+    def _check_times(self, story: Story, kind: str, fact: Row) -> None:
+        if kind == "session.created":
+            self._times[story.id] = Times(
+                tool_s=rules.TOOL_S, turn_s=self._turn_s, calm_s=self._calm_s
+            )
+        if self._now_s is not None and self._limited and not story.newborn:
+            for problem in self._times[story.id].take(kind, fact, self._now_s()):
+                self.found("people take their time", f"{story.id}: {problem}")
 
     def _check_children(self) -> None:
         for story in self.stories.values():
@@ -366,7 +392,7 @@ class Watch:
         ).fetchone()
         return row[0] if row is not None else None
 
-    def _epoch(self, session_id: str) -> int:
+    def epoch(self, session_id: str) -> int:
         row = self._connection.execute(
             "SELECT epoch FROM claim WHERE session_id = ?", (session_id,)
         ).fetchone()

@@ -97,6 +97,13 @@ class Workload:
         self._titles += 1
         self._stage.spawn(process, self.callers.update(session, f"title {self._titles}"))
 
+    def leave_work(self, process: Process) -> None:
+        """Something for every session, which a process finds when it thaws."""
+        for session_id in self._stage.watch.living():
+            self._titles += 1
+            session = Session(process.runtime, session_id)
+            self._stage.spawn(process, self.callers.update(session, f"title {self._titles}"))
+
     def revert(self, act: Act) -> None:
         process, session = self.session(act)
         self._stage.spawn(process, self.callers.revert(session, act.b))
