@@ -120,10 +120,12 @@ class StepRun:
         executor, rules = self._executor, self._executor.rules
         info = executor.info(self._session_id)
         history = executor.store.read.history(self._session_id)
-        if not any(message.id == self._effect.message_id for message, _ in reversed(history)):
-            # Deleted since: nobody wants an answer, least of all from a model that costs.
+        mine = next((m for m, _ in reversed(history) if m.id == self._effect.message_id), None)
+        if mine is None or mine.time.completed is not None:
+            # Deleted since, or ended by who took the session over: nobody wants an answer, least
+            # of all from a model that costs.
             raise MessageNotFound(
-                f"No message {self._effect.message_id} in session {self._session_id}",
+                f"No open message {self._effect.message_id} in session {self._session_id}",
                 session_id=self._session_id,
                 message_id=self._effect.message_id,
             )

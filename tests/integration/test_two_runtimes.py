@@ -344,3 +344,25 @@ def test_an_abort_is_no_success_when_another_process_runs_the_session(opened):
         session.abort()
     gate.open()
     assert turn.result(timeout_s=15).text == "done"
+
+
+def test_a_step_whose_answer_another_process_ended_asks_no_model(opened, monkeypatch):
+    asked = []
+    frozen = opened(ScriptedModel(lambda request: asked.append(request) or "late"))
+    session = frozen.create_session()
+    history, taken = frozen.engine.store.read.history, threading.Event()
+
+    def after_a_takeover(session_id):
+        later = VirtualClock(wall_ms=SystemClock().wall_ms() + 60_000)
+        opened(clock=later).close()  # ends what ran here
+        taken.set()
+        return history(session_id)
+
+    monkeypatch.setattr(frozen.engine.store.read, "history", after_a_takeover, raising=False)
+    frozen.engine.upkeep.stop()  # as SIGSTOP would
+    turn = session.prompt("go")
+    assert taken.wait(15)
+    frozen.engine.upkeep._renew()
+    with pytest.raises(errors.TurnAborted):
+        turn.result(timeout_s=15)
+    assert not asked

@@ -179,9 +179,7 @@ class Story:
             self.remove_part(part["id"])
 
     def remove_part(self, part_id: str) -> None:
-        part = self.tables["part"].pop(part_id, None)
-        if part is not None:
-            self.edited.add(part["messageID"])
+        self.tables["part"].pop(part_id, None)
         self.places.pop(part_id, None)
 
     def end(self) -> None:
