@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from understudy.testing.story import Story
 
 _ROOM_S: Final = 15.0  # for what faults delay
-_FLUSH_S: Final = 12.0  # text that was shown is in the store
-_TOLD_S: Final = 12.0  # who waits for what will not come is told
+_FLUSH_S: Final = 20.0  # text that was shown is in the store
+_TOLD_S: Final = 20.0  # who waits for what will not come is told
 
 
 class _UnderWay(NamedTuple):
