@@ -297,6 +297,7 @@ class Stage:
         if actor is None or actor.state is None or actor.actor_stopped.is_set():
             return
         mine = self.watch.owner(event.session_id) == process.engine.id
+        mine &= self.watch.epoch(event.session_id) == actor.epoch  # not of an earlier life
         if mine and actor.state.seq < (event.seq or 0):
             self.found("what is told is so", f"{event.session_id} is at {actor.state.seq}")
 
