@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from benchmarks import stage
-from benchmarks.measure import Figure, Run, figure, interleaved, rate, row, rss_bytes, versus
+from benchmarks.measure import Figure, Run, cores, figure, interleaved, rate, row, rss_bytes, versus
 from benchmarks.peers import StockActor
 from understudy import Runtime
 from understudy.actors.core.state import State
@@ -157,15 +155,13 @@ def ask(run: Run) -> Iterator[Figure]:
             value=medians["main"],
             unit="/s",
         )
-        for cores in (None, 1):
-            yield from _ask_one(run, runtime, ids[0], cores)
+        for where in cores():
+            yield from _ask_one(run, runtime, ids[0], where)
 
 
-def _ask_one(run: Run, runtime: Runtime, session_id: str, cores: int | None) -> Iterator[Figure]:
+def _ask_one(run: Run, runtime: Runtime, session_id: str, where: str) -> Iterator[Figure]:
     count = run.size(20_000, 5_000)
     ref, wake = StockActor.start(), Wake()
-    before = os.sched_getaffinity(0)
-    _pin(sorted(before)[: cores or len(before)])
 
     def ours() -> float:
         ask = runtime.engine.ask
@@ -175,9 +171,8 @@ def _ask_one(run: Run, runtime: Runtime, session_id: str, cores: int | None) -> 
         return rate(count, lambda: [ref.ask(wake, timeout=10) for _ in range(count)])
 
     medians = interleaved(run.rounds, {"ours": _in_thread(ours), "stock": _in_thread(stock)})
-    _pin(sorted(before))
     yield versus(
-        f"ask to one actor, {'on one core' if cores else f'on {len(before)} cores'}",
+        f"ask to one actor, {where}",
         medians["ours"],
         "/s",
         "pykka ThreadingActor",
@@ -194,12 +189,3 @@ def _in_thread(contender: Callable[[], float]) -> Callable[[], float]:
             return pool.submit(contender).result()
 
     return run
-
-
-def _pin(cores: Sequence[int]) -> None:
-    """Keep every thread of this process on these cores."""
-    for thread in Path("/proc/self/task").iterdir():
-        try:
-            os.sched_setaffinity(int(thread.name), cores)
-        except ProcessLookupError:
-            continue

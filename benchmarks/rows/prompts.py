@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 from benchmarks import stage
-from benchmarks.measure import Figure, Run, figure, interleaved, row, versus
+from benchmarks.measure import Figure, Run, cores, figure, interleaved, row, versus
 from benchmarks.peers import agents_items, missing, raw_group_commit, stock_prompts
 from understudy import Runtime, Session
 
@@ -19,35 +19,13 @@ def prompts(run: Run) -> Iterator[Figure]:
     count, sessions = run.size(16_384, 4_096), 512
     stock_count = run.size(3_000, 600)
     with stage.runtime(run.path(), model=stage.HeldModel()) as runtime:
-        medians = interleaved(
-            run.rounds,
-            {
-                "ours": lambda: _accept(runtime, sessions, count),
-                "stock": lambda: stock_prompts(
-                    run.path(), actors=64, prompts=stock_count, window=512
-                ),
-                "raw": lambda: raw_group_commit(run.path(), prompts=count * 4),
-            },
-        )
-    ours = medians["ours"]
-    yield figure("prompts accepted, 512 in flight", ours, "/s", "at least", 8_000)
-    yield versus(
-        "prompts accepted, 512 in flight",
-        ours,
-        "/s",
-        "stock pykka + peewee autocommit, one row",
-        medians["stock"],
-        10.0,
-    )
-    yield Figure(
-        what="… over the floor: sqlite3, one row each, groups of 512",
-        value=ours,
-        unit="/s",
-        against="sqlite3 executemany",
-        base=medians["raw"],
-        ratio=ours / medians["raw"],
-        note="a prompt is 6 rows here",
-    )
+        contenders = {
+            "ours": lambda: _accept(runtime, sessions, count),
+            "stock": lambda: stock_prompts(run.path(), actors=64, prompts=stock_count, window=512),
+            "raw": lambda: raw_group_commit(run.path(), prompts=count * 4),
+        }
+        for where in cores():
+            yield from _accepted(interleaved(run.rounds, contenders), where)
     why = missing("agents")
     if why is None:
         items = agents_items(run.path(), run.size(4_000, 1_000))
@@ -59,6 +37,22 @@ def prompts(run: Run) -> Iterator[Figure]:
         )
     else:
         yield Figure(what="OpenAI Agents SDK session", note=f"skipped: {why}")
+
+
+def _accepted(medians: Mapping[str, float], where: str) -> Iterator[Figure]:
+    ours, what = medians["ours"], f"prompts accepted, 512 in flight, {where}"
+    yield figure(what, ours, "/s", "at least", 8_000)
+    against = "stock pykka + peewee autocommit, one row"
+    yield versus(what, ours, "/s", against, medians["stock"], 10.0)
+    yield Figure(
+        what="… over the floor: sqlite3, one row each, groups of 512",
+        value=ours,
+        unit="/s",
+        against="sqlite3 executemany",
+        base=medians["raw"],
+        ratio=ours / medians["raw"],
+        note="a prompt is 6 rows here",
+    )
 
 
 def _accept(runtime: Runtime, sessions: int, count: int) -> float:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 
 from benchmarks import stage
-from benchmarks.measure import Figure, Run, figure, interleaved, row, skipped, versus
+from benchmarks.measure import Figure, Run, cores, figure, interleaved, row, skipped, versus
 from benchmarks.peers import Dbos, LangGraph, try_peer
 from understudy import Runtime
 from understudy.actors.models.protocol import Finish, ModelEvent, ModelRequest, TextDelta
@@ -28,17 +28,19 @@ def turns(run: Run) -> Iterator[Figure]:
             contenders["dbos"] = lambda: dbos.rate(run.size(200, 64))
         if graph is not None:
             contenders["graph"] = lambda: graph.rate(run.size(300, 100))
-        medians = interleaved(run.rounds, contenders)
-    ours = medians["ours"]
-    yield figure("whole turns, 64 sessions in flight", ours, "/s", "at least", 800)
-    for name, label, limit, why in (
-        ("dbos", "DBOS, 3 steps, 64 in flight", 8.0, no_dbos),
-        ("graph", "LangGraph, 3 nodes, SQLite", 5.0, no_graph),
-    ):
-        if why is None:
-            yield versus("whole turns", ours, "/s", label, medians[name], limit)
-        else:
-            yield skipped(f"whole turns against {label}", why)
+        for where in cores():
+            medians = interleaved(run.rounds, contenders)
+            ours = medians["ours"]
+            what = f"whole turns, 64 sessions in flight, {where}"
+            yield figure(what, ours, "/s", "at least", 800)
+            for name, label, limit, why in (
+                ("dbos", "DBOS, 3 steps, 64 in flight", 8.0, no_dbos),
+                ("graph", "LangGraph, 3 nodes, SQLite", 5.0, no_graph),
+            ):
+                if why is None:
+                    yield versus(f"whole turns, {where}", ours, "/s", label, medians[name], limit)
+                else:
+                    yield skipped(f"whole turns against {label}, {where}", why)
     if dbos is not None:
         dbos.close()
 
