@@ -468,13 +468,7 @@ def _charge_a_call_for_people() -> AbstractContextManager[Any]:
 
 
 def _keep_text_only_at_its_end() -> AbstractContextManager[Any]:
-    schedule = ModelStream._schedule_flush
-
-    def scheduling(self: Any, *, soon: bool) -> None:
-        if soon:
-            schedule(self, soon=soon)
-
-    return patch.object(ModelStream, "_schedule_flush", scheduling)
+    return patch.object(ModelStream, "_pause_s", lambda self: 1e9)
 
 
 def _lose_the_mail_of_a_lost_session() -> AbstractContextManager[Any]:

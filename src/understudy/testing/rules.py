@@ -35,6 +35,8 @@ def put(story: Story, table: str, record: Row) -> Iterator[Finding]:
         yield "one terminal state", f"{table} {key} is open again"
     if old is not None and outcome(table, old) not in (None, outcome(table, record)):
         yield "one terminal state", f"{table} {key} ended twice"
+    elif old is not None and record.get("type") == "tool" and not is_open(table, old):
+        yield "one terminal state", f"{table} {key} is written after its end"
     if table == "part":
         yield from _part(story, record, old)
     elif table == "message" and _is_over(old) and old != record:
