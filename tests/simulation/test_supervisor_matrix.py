@@ -486,7 +486,7 @@ def is_restarted(stage, process):
 @pytest.mark.parametrize(
     "moment", [is_counting, is_in_backoff, is_restarting, is_recovering, is_restarted]
 )
-@pytest.mark.parametrize("backoff_s", [0.0, 30.0])
+@pytest.mark.parametrize("backoff_s", [0.0, 25.0])
 def test_a_close_is_bounded_answers_everybody_and_nothing_restarts_after_it(
     stage, restart, moment, backoff_s
 ):
