@@ -86,7 +86,10 @@ def step_progress(d: Draft, command: StepProgress) -> None:
 
 
 def step_retrying(d: Draft, command: StepRetrying) -> None:
-    if streaming(d, command.message_id):
+    step = streaming(d, command.message_id)
+    if step is not None:
+        if any(type(part) not in (StepStartPart, RetryPart) for part in step.parts.values()):
+            return  # late: the next attempt has begun to answer
         part = RetryPart(
             id=d.new_id("prt"),
             session_id=d.session_id,

@@ -554,8 +554,14 @@ def test_metadata_is_kept_as_json(opened):
 
 def hold_the_writer(runtime):
     """Let commands gather behind a transaction; the result lets it end."""
-    held = threading.Event()
-    runtime.engine.store.submit(lambda tx: (held.wait(15), []), lambda *_: None)
+    begun, held = threading.Event(), threading.Event()
+
+    def hold(tx):
+        begun.set()
+        return held.wait(15), []
+
+    runtime.engine.store.submit(hold, lambda *_: None)
+    assert begun.wait(15)
     return held.set
 
 

@@ -202,6 +202,9 @@ def test_a_retry_is_visible_in_status_and_transcript_until_the_stream_goes_on() 
     assert any(isinstance(part, RetryPart) for part in stage.rows.parts[key].values())
     stage.send(StepProgress(message_id=key, parts=(stage.text(key, "on", done=False),)))
     assert stage.rows.status.type == "busy"
+    stage.send(StepRetrying(message_id=key, attempt=2, failure=FAILURE, next_ms=77))  # late
+    assert stage.rows.status.type == "busy"
+    assert sum(isinstance(part, RetryPart) for part in stage.rows.parts[key].values()) == 1
     stage.answer()
     check_settled(stage)
 
