@@ -25,7 +25,7 @@ def prompts(run: Run) -> Iterator[Figure]:
             "raw": lambda: raw_group_commit(run.path(), prompts=count * 4),
         }
         for where in cores():
-            yield from _accepted(interleaved(run.rounds, contenders), where)
+            yield from _accepted(interleaved(run.rounds // 2 + 1, contenders), where)
     why = missing("agents")
     if why is None:
         items = agents_items(run.path(), run.size(4_000, 1_000))

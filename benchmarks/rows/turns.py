@@ -29,7 +29,7 @@ def turns(run: Run) -> Iterator[Figure]:
         if graph is not None:
             contenders["graph"] = lambda: graph.rate(run.size(300, 100))
         for where in cores():
-            medians = interleaved(run.rounds, contenders)
+            medians = interleaved(run.rounds // 2 + 1, contenders)
             ours = medians["ours"]
             what = f"whole turns, 64 sessions in flight, {where}"
             yield figure(what, ours, "/s", "at least", 800)
