@@ -452,8 +452,9 @@ def test_ctrl_c_ends_the_wait_and_not_the_session(path):
         )
         child.send(
             "caught = False\n"
-            "note('waiting')\n"
-            "try: turn.result()\n"
+            "try:\n"
+            "    note('waiting')\n"
+            "    turn.result()\n"
             "except KeyboardInterrupt: caught = True\n"
             "caught"
         )
