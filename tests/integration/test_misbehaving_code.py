@@ -314,7 +314,7 @@ def test_coroutine_tools_deaf_to_their_cancellation_are_left_reported_and_bounde
 ):
     monkeypatch.setattr("understudy.actors.calls.LOST_MAX", 2)
 
-    @tool(timeout_s=0.05)
+    @tool(timeout_s=0.5)
     async def listen(n: int) -> str:
         """Listen to nobody."""
         return await deaf(n)
@@ -340,11 +340,11 @@ def test_coroutine_hooks_deaf_to_their_cancellation_are_left_and_reported(
     async def listen(call):
         await deaf(call.hook)
 
-    runtime = opened(hooks={hook: listen}, hook_s=0.05)
+    runtime = opened(hooks={hook: listen}, hook_s=0.5)
     session = runtime.create_session()
     session.prompt("go").result(timeout_s=15)
     eventually(lambda: runtime.engine.executor.coroutines.lost == 1)
-    assert f"Hook {hook} took more than 0.05 s" in caplog.text
+    assert f"Hook {hook} took more than 0.5 s" in caplog.text
     assert f"Hook {hook} of session {session.id} goes on 0.05 s after" in caplog.text
     deaf.release()
     eventually(lambda: runtime.engine.executor.coroutines.lost == 0)
@@ -356,7 +356,7 @@ def test_a_coroutine_tool_that_blocks_its_loop_holds_up_no_other_for_good(
     monkeypatch.setattr("understudy.actors.coroutines.GRACE_S", 0.05)
     release = threading.Event()
 
-    @tool(timeout_s=0.05)
+    @tool(timeout_s=0.5)
     async def block() -> str:
         """Block."""
         release.wait(60)
