@@ -11,6 +11,7 @@ from understudy.actors.core.forking import fork_facts
 from understudy.actors.core.state import Moment, State
 from understudy.actors.messages import Delete
 from understudy.actors.pending import Pending, settled
+from understudy.actors.supervisor import deleted_error
 from understudy.errors import SessionNotFound
 from understudy.store.claims import Claimed
 from understudy.store.events import AnyFact, Event, SessionCreated, SessionReset, deleted_by
@@ -151,8 +152,7 @@ class Lifecycle:
             session_id = info.id
             engine.registry.quarantined.pop(session_id, None)  # its id may be used again at once
             engine.executor.cancel(session_id, "delete")
-            gone = SessionNotFound(f"Session {session_id} was deleted", session_id=session_id)
-            engine.registry.remove(session_id, gone)
+            engine.registry.remove(session_id, deleted_error(session_id))
             # A prompt accepted in the same transaction is waited for since after its events.
             engine.outcomes.tell_deleted(session_id)
             engine.hooks.later("session_end", info)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from understudy.actors.pending import Pending
-from understudy.actors.supervisor import quarantine_error
-from understudy.errors import RuntimeClosed, SessionNotFound, TurnAborted
+from understudy.actors.supervisor import deleted_error, quarantine_error
+from understudy.errors import RuntimeClosed, TurnAborted
 from understudy.store.events import (
     Event,
     PartUpdated,
@@ -111,8 +111,7 @@ class Outcomes:
         elif part is not None and not part.active:
             self._tell(session_id, message_id, part)
         elif prompt is None and part is None:
-            gone = SessionNotFound(f"Session {session_id} was deleted", session_id=session_id)
-            self._fail(session_id, message_id, gone)
+            self._fail(session_id, message_id, deleted_error(session_id))
         elif (reason := read.quarantined().get(session_id)) is not None:
             self._fail(session_id, message_id, quarantine_error(session_id, reason))
 

@@ -18,8 +18,8 @@ from understudy.actors.messages import Activate, Delete, Request, Wake
 from understudy.actors.pending import Pending
 from understudy.actors.pool import Dispatcher, Mailbox
 from understudy.actors.session_actor import SessionActor, Surroundings
-from understudy.actors.supervisor import quarantine_error
-from understudy.errors import RuntimeClosed, SessionNotFound, UnderstudyError
+from understudy.actors.supervisor import deleted_error, quarantine_error
+from understudy.errors import RuntimeClosed, UnderstudyError
 
 
 class Registry:
@@ -118,8 +118,7 @@ class Registry:
         if actor is not None and actor.state is not None and actor.epoch < epoch:
             self._around.executor.cancel(session_id, "delete")
             self._around.publisher.cut(session_id)
-            gone = SessionNotFound(f"Session {session_id} was deleted", session_id=session_id)
-            self.remove(session_id, gone)
+            self.remove(session_id, deleted_error(session_id))
 
     def revive(self, session_id: str, mailbox: Mailbox, reason: Reason) -> None:
         """Put a new actor on a mailbox whose actor died."""

@@ -34,7 +34,7 @@ from understudy.actors.messages import (
 from understudy.actors.orphans import loaded_of
 from understudy.actors.pending import Pending
 from understudy.actors.pool import Mailbox, PooledActor
-from understudy.actors.supervisor import quarantine_error
+from understudy.actors.supervisor import deleted_error, quarantine_error
 from understudy.errors import (
     ActorCrashed,
     RuntimeClosed,
@@ -427,12 +427,8 @@ class SessionActor(PooledActor):
                 try:
                     self._around.sessions_deleted(deleted_by(events))
                 finally:  # it is durable: whatever fails here, whoever waits is told
-                    gone = f"Session {self.session_id} was deleted"
-                    self._around.actor_ended(
-                        self.session_id,
-                        self._mailbox,
-                        SessionNotFound(gone, session_id=self.session_id),
-                    )
+                    gone = deleted_error(self.session_id)
+                    self._around.actor_ended(self.session_id, self._mailbox, gone)
                     if request.reply is not None:
                         request.reply.set(ids)
                 return

@@ -191,5 +191,9 @@ def quarantine_error(session_id: str, reason: str) -> SessionQuarantined:
     )
 
 
+def deleted_error(session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"Session {session_id} was deleted", session_id=session_id)
+
+
 def _details(error: BaseException) -> Any:
     return (type(error), error, error.__traceback__)

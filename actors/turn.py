@@ -12,9 +12,9 @@ from understudy.actors.core.commands import (
 )
 from understudy.actors.handles import Done, Handle, Reply
 from understudy.actors.pending import Pending, settled
+from understudy.actors.supervisor import deleted_error
 from understudy.errors import (
     CompactionFailed,
-    SessionNotFound,
     TurnAborted,
     TurnFailed,
 )
@@ -122,7 +122,7 @@ class Turn(Handle):
         if prompt.outcome == "answered" and prompt.turn is not None:
             pairs = self._runtime.engine.store.read.turn(self.session.id, prompt.turn)
             if not pairs:
-                raise _deleted(self.session.id)
+                raise deleted_error(self.session.id)
             return prompt.reply_id, pairs
         raise self._error(prompt)
 
@@ -292,7 +292,3 @@ class Compaction(Handle):
                 f"The compaction failed: {reason}", session_id=self.session.id, reason=reason
             )
         return part.summary_id
-
-
-def _deleted(session_id: str) -> SessionNotFound:
-    return SessionNotFound(f"Session {session_id} was deleted", session_id=session_id)

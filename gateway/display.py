@@ -143,11 +143,11 @@ def table(
     Of columns with heads only the last is ever shortened: a narrow terminal gets plain lines.
     """
     cells = [[str(cell) for cell in row] for row in rows]
-    if is_rich() and _fits(cells, heads):
-        _draw(cells, heads, right)
-        return
     lines = [[head.upper() for head in heads], *cells] if heads else cells
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)] if lines else []
+    if is_rich() and _fits(widths, heads):
+        _draw(cells, heads, right, widths)
+        return
     for line in lines:
         padded = (
             cell.rjust(width) if number in right else cell.ljust(width)
@@ -156,15 +156,16 @@ def table(
         print("  ".join(padded).rstrip())
 
 
-def _fits(cells: list[list[str]], heads: Sequence[str]) -> bool:
+def _fits(widths: list[int], heads: Sequence[str]) -> bool:
     if not heads:
         return True
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     drawn = sum(widths[:-1]) + len(heads[-1]) + 3 * len(heads) + 1
     return drawn <= shutil.get_terminal_size().columns
 
 
-def _draw(cells: list[list[str]], heads: Sequence[str], right: Sequence[int]) -> None:
+def _draw(
+    cells: list[list[str]], heads: Sequence[str], right: Sequence[int], widths: list[int]
+) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -178,15 +179,11 @@ def _draw(cells: list[list[str]], heads: Sequence[str], right: Sequence[int]) ->
             justify="right" if number in right else "left",
             overflow="ellipsis" if heads else "fold",
             no_wrap=bool(heads),
-            min_width=_widest(cells, number) if heads and number < len(heads) - 1 else None,
+            min_width=widths[number] if heads and number < len(heads) - 1 else None,
         )
     for row in cells:
         drawn.add_row(*map(Text, row))
     Console(highlight=False).print(drawn)
-
-
-def _widest(cells: list[list[str]], number: int) -> int:
-    return max((len(row[number]) for row in cells), default=0)
 
 
 def emphasise(line: str, *, good: bool) -> None:

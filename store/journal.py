@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -19,17 +19,19 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
 
 TRIM_AT_ONCE = 5_000
 
+# The oldest and the newest, each by itself: together they are a scan.
+CURSORS: Final = (
+    "SELECT coalesce((SELECT min(cursor) FROM journal), 0), "
+    "coalesce((SELECT max(cursor) FROM journal), 0)"
+)
+
 
 def trim(tx: Transaction, *, retention: Retention, now_ms: int) -> int:
     """Remove what retention no longer covers, a bounded piece at a time. The newest event stays.
 
     Returns how many were removed; call again while that is ``TRIM_AT_ONCE``.
     """
-    oldest, newest = tx.connection.execute(
-        # Each by itself: together they are a scan.
-        "SELECT coalesce((SELECT min(cursor) FROM journal), 0), "
-        "coalesce((SELECT max(cursor) FROM journal), 0)"
-    ).fetchone()
+    oldest, newest = tx.connection.execute(CURSORS).fetchone()
     limit = min(oldest + TRIM_AT_ONCE, newest)
     surplus = newest - retention.events + 1
     cut = tx.connection.execute(

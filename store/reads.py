@@ -19,6 +19,7 @@ from understudy.errors import InvalidInput, RuntimeClosed, StoreError
 from understudy.store.claims import Orphan
 from understudy.store.database import Durability, check_existing, connect, translate
 from understudy.store.events import Event, read_event
+from understudy.store.journal import CURSORS
 from understudy.store.records import (
     Ask,
     CompactionPart,
@@ -52,10 +53,6 @@ _UNFINISHED: Final = """
     UNION SELECT session_id FROM inbox WHERE open = 1
     UNION SELECT session_id FROM ask WHERE open = 1
 """
-_CURSORS: Final = (
-    "SELECT coalesce((SELECT min(cursor) FROM journal), 0), "
-    "coalesce((SELECT max(cursor) FROM journal), 0)"
-)
 _ORPHANS: Final = """
     SELECT c.session_id, c.owner, c.epoch, c.seq, s.data FROM json_each(?) j
     CROSS JOIN claim c ON c.session_id = j.value JOIN session s ON s.id = c.session_id
@@ -446,7 +443,7 @@ class Reads:
     def cursors(self) -> tuple[int, int]:
         """The oldest and the newest cursor of the journal; (0, 0) when it is empty."""
         with self.connection() as c:
-            row = c.execute(_CURSORS).fetchone()
+            row = c.execute(CURSORS).fetchone()
         return row[0], row[1]
 
     # --- supervision ---------------------------------------------------------------------------
@@ -485,6 +482,6 @@ def cursor_before(c: sqlite3.Connection, session_id: str, seq: int) -> int:
         ).fetchone()
         return row[0] if row else -1
 
-    oldest, newest = c.execute(_CURSORS).fetchone()
+    oldest, newest = c.execute(CURSORS).fetchone()
     place = bisect.bisect_left(range(newest + 1), seq, lo=oldest, key=last_seq)
     return place - 1 if place <= newest and last_seq(place) == seq else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -154,11 +154,6 @@ def conversation(
     """What a history shows of itself, up to the answer ``before``."""
     view = visible(history, revert=revert, before=before)
     return Conversation(before, tool_output=tool_output).show(view, prune=prune)
-
-
-def context(history: History, **options: Any) -> tuple[Turn, ...]:
-    """The turns of a ``conversation``."""
-    return tuple(conversation(history, **options).turns)
 
 
 class Conversation:

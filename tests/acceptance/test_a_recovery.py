@@ -5,7 +5,6 @@ One child process is killed in the middle of everything; each test restarts on a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +85,6 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Wreck:
 @pytest.fixture
 def wreck(killed: Wreck, tmp_path: Path) -> Wreck:
     return Wreck(copy_store(killed.path, tmp_path / "a.db"), killed.ids, killed.ledger)
-
-
-@pytest.fixture
-def tools() -> Iterator[Tools]:
-    tools = Tools()
-    yield tools
-    tools.release.set()
 
 
 def restart(path: Path, **options: Any) -> Runtime:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,6 @@ from understudy.errors import ModelError, ModelUnavailable, TurnAborted, TurnFai
 from understudy.store.records import ToolCompleted, ToolFailed
 
 FAST = RestartPolicy(backoff_s=0.001)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "a.db"
-
-
-@pytest.fixture
-def tools() -> Iterator[Tools]:
-    tools = Tools()
-    yield tools
-    tools.release.set()
 
 
 def last_calls(session: Session) -> list[Any]:

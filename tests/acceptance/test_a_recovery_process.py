@@ -19,11 +19,6 @@ from understudy.errors import SessionClaimed
 LEASE_S = 1.5
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "a.db"
-
-
 def opened(path: Path, **options: Any) -> str:
     """Code that opens a runtime in a child."""
     given = "".join(f", {name}={value!r}" for name, value in options.items())

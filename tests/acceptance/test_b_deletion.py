@@ -27,18 +27,6 @@ REPETITIONS = 200
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "a.db"
-
-
-@pytest.fixture
-def tools() -> Iterator[Tools]:
-    tools = Tools()
-    yield tools
-    tools.release.set()
-
-
-@pytest.fixture
 def runtime(path: Path, tools: Tools) -> Iterator[Runtime]:
     """One that does not wait for the disk: these tests are about many deletes."""
     with Runtime(path, model=obedient(), tools=tools.all(), durability="normal") as runtime:

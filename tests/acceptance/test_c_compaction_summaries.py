@@ -93,11 +93,6 @@ def plant_marker(path, session_id, *, name=MARKER, turn, **fields):
     return part
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "a.db"
-
-
 # --- whose summary -----------------------------------------------------------------------------
 
 

@@ -51,11 +51,6 @@ def settled(runtime):
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "a.db"
-
-
-@pytest.fixture
 def clock():
     return VirtualClock()
 

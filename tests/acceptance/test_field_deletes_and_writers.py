@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -21,19 +20,6 @@ from understudy.actors.clock import VirtualClock
 from understudy.actors.models.scripted import Call, Gate, Say, Wait
 from understudy.actors.tools.workspace import workspace
 from understudy.errors import SessionClaimed, UnderstudyError
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "a.db"
-
-
-@pytest.fixture
-def tools() -> Iterator[Tools]:
-    tools = Tools()
-    yield tools
-    tools.release.set()
-
 
 # --- 6: deletes --------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from cast import Tools, last_text, obedient
+from cast import last_text, obedient
 from compacting import WAIT_S, together, until
 from processes import Child
 
@@ -27,18 +27,6 @@ from understudy.errors import (
 )
 
 ASK = {"guarded": "ask"}
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "a.db"
-
-
-@pytest.fixture
-def tools():
-    tools = Tools()
-    yield tools
-    tools.release.set()
 
 
 def asked(runtime):

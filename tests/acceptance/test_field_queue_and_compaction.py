@@ -3,7 +3,7 @@
 from contextlib import closing
 
 import pytest
-from cast import Tools, last_text, obedient
+from cast import last_text, obedient
 from compacting import (
     FULL,
     SUMMARY,
@@ -27,18 +27,6 @@ from understudy import CompactionRules, Limits, Runtime
 from understudy.actors.models.scripted import Call, Fail, Gate, Say, ScriptedModel, Stall, Wait
 from understudy.errors import CompactionFailed, ModelError, TurnError
 from understudy.store.records import AssistantMessage
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "a.db"
-
-
-@pytest.fixture
-def tools():
-    tools = Tools()
-    yield tools
-    tools.release.set()
 
 
 def outcomes(session):

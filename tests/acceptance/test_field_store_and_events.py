@@ -6,7 +6,7 @@ from contextlib import closing
 
 import plant
 import pytest
-from cast import Tools, obedient
+from cast import obedient
 from compacting import WAIT_S, history_of, together, until
 
 from understudy import Runtime, signals
@@ -20,19 +20,6 @@ from understudy.errors import (
     TurnFailed,
     UnderstudyError,
 )
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "a.db"
-
-
-@pytest.fixture
-def tools():
-    tools = Tools()
-    yield tools
-    tools.release.set()
-
 
 # --- SQLite and storage ------------------------------------------------------------------------
 

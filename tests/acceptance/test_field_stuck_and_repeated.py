@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,18 +28,6 @@ from understudy.errors import (
 )
 
 FAST = RestartPolicy(backoff_s=0.001)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "a.db"
-
-
-@pytest.fixture
-def tools() -> Iterator[Tools]:
-    tools = Tools()
-    yield tools
-    tools.release.set()
 
 
 def opened(path: Path, options: str = "") -> str:

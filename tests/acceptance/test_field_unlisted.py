@@ -48,18 +48,6 @@ SETTLED = {"message": 0, "part": 0, "inbox": 0, "ask": 0}
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "a.db"
-
-
-@pytest.fixture
-def tools():
-    tools = Tools()
-    yield tools
-    tools.release.set()
-
-
 class Strict:
     """A model that plays one item after the other, and refuses what some provider refuses.
 

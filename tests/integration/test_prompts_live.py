@@ -565,6 +565,13 @@ def hold_the_writer(runtime):
     return held.set
 
 
+async def is_told_of_its_end(turn, *ends):
+    """Accepted, and over."""
+    await turn
+    with pytest.raises(ends):
+        await turn.result(timeout_s=15)
+
+
 def test_a_prompt_that_is_aborted_in_the_very_change_that_accepts_it_is_told(opened):
     async def scene():
         gate = Gate()
@@ -576,9 +583,7 @@ def test_a_prompt_that_is_aborted_in_the_very_change_that_accepts_it_is_told(ope
         renamed = session.update(title="a commit to wait behind")
         turn, aborted = session.prompt("second"), session.abort(queued=True)
         go_on()
-        await turn
-        with pytest.raises(errors.TurnAborted):
-            await turn.result(timeout_s=15)
+        await is_told_of_its_end(turn, errors.TurnAborted)
         await renamed
         await aborted
 
@@ -600,9 +605,7 @@ def test_a_prompt_that_is_repeated_in_the_very_change_that_ends_it_is_told(opene
         else:
             turn, aborted = session.prompt("go", message_id="msg_1"), session.abort()
         go_on()
-        await turn
-        with pytest.raises(errors.TurnAborted):
-            await turn.result(timeout_s=15)
+        await is_told_of_its_end(turn, errors.TurnAborted)
         await renamed
         await aborted
 
@@ -620,9 +623,7 @@ def test_a_prompt_whose_session_is_deleted_with_its_parent_just_then_is_told(ope
         waiting = runtime.engine.store._writer._lane._items
         await asyncio.to_thread(eventually, lambda: waiting.qsize() >= 2)
         go_on()
-        await turn
-        with pytest.raises((errors.TurnAborted, errors.SessionNotFound)):
-            await turn.result(timeout_s=15)
+        await is_told_of_its_end(turn, errors.TurnAborted, errors.SessionNotFound)
         await deleted
 
     asyncio.run(scene())

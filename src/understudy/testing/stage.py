@@ -99,6 +99,11 @@ class Stage:
     def now_s(self) -> float:
         return self.scheduler.clock.monotonic_s()
 
+    @property
+    def working_s(self) -> float:
+        """The time, without what was let pass in which nothing could happen."""
+        return self.now_s - self.let_pass_s
+
     def note(self, line: str) -> None:
         self.scheduler.trace.note(line)
 
@@ -251,7 +256,7 @@ class Stage:
 
     def _awake_s(self, process: Process) -> float:
         """Time in which it could do something, if not all of it."""
-        return self.now_s - process.life.frozen_s - self.let_pass_s
+        return self.working_s - process.life.frozen_s
 
     # --- what is watched -------------------------------------------------------------------------
 

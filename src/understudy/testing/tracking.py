@@ -85,7 +85,7 @@ class Tracking:
         self._books: dict[Process, _Book] = {}
         self._file = _Book()
         self._unsure: set[str] = set()
-        self._since: dict[str, float] = {}  # when a key was bypassed, by ``_working_s``
+        self._since: dict[str, float] = {}  # when a key was bypassed, by ``working_s``
 
     def started(self, process: Process) -> None:
         """A runtime knows what the file says, none of it for longer than it was saved for."""
@@ -105,12 +105,8 @@ class Tracking:
             return
         if not self._stage.steady:
             return
-        if since_s + _HOOK_S < self._working_s() and self._stage.now_s < entry.least_s:
+        if since_s + _HOOK_S < self._stage.working_s and self._stage.now_s < entry.least_s:
             self._found(f"a hook of {session_id} ran, which is bypassed")
-
-    def _working_s(self) -> float:
-        """The time, without what was let pass in which nothing could happen."""
-        return self._stage.now_s - self._stage.let_pass_s
 
     def act(self, process: Process, a: int, b: int) -> None:
         """Do something to the tracker in a process."""
@@ -175,7 +171,7 @@ class Tracking:
                 entry.extend(bypass.least_s, bypass.most_s)
                 entry.ttl_s = max(call.ttl_s, bypass.ttl_s)
             if bypass is None or now_s >= bypass.least_s:
-                self._since[key] = self._working_s()
+                self._since[key] = self._stage.working_s
             book.bypasses[key] = entry
         elif call.verb == "unbypass":
             if not call.answer and bypass is not None and now_s < bypass.least_s:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from core_stage import Rows, Stage, is_open_part
+from core_stage import Rows, Stage, context, is_open_part
 
-from understudy.actors.core.context import SUMMARY_HEADING, context, conversation
+from understudy.actors.core.context import SUMMARY_HEADING, conversation
 from understudy.actors.core.effects import RunStep, RunSummary, RunTool
 from understudy.actors.models.protocol import AssistantTurn, UserText, UserTurn
 from understudy.store.records import (

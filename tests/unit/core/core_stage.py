@@ -21,7 +21,7 @@ from understudy.actors.core.commands import (
     SubmitPrompt,
     ToolFinished,
 )
-from understudy.actors.core.context import context
+from understudy.actors.core.context import History, conversation
 from understudy.actors.core.decide import decide
 from understudy.actors.core.effects import Cancel, ResolveAsk, RunStep, RunSummary, RunTool
 from understudy.actors.core.state import Entry, Moment, Rules, State
@@ -51,6 +51,11 @@ from understudy.store.records import (
 
 SESSION = "ses_1"
 replace = msgspec.structs.replace
+
+
+def context(history: History, **options: Any) -> tuple[Turn, ...]:
+    """What a history shows of itself, as a request's turns."""
+    return tuple(conversation(history, **options).turns)
 
 
 class Rows:

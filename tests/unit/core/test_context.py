@@ -4,13 +4,12 @@ import itertools
 import random
 
 import pytest
-from core_stage import SESSION
+from core_stage import SESSION, context
 
 from understudy.actors.core.context import (
     CLEARED,
     INTERRUPTED,
     SUMMARY_HEADING,
-    context,
     distinct_id,
     plan_compaction,
     tokens_of_turns,
