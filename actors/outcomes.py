@@ -98,7 +98,9 @@ class Outcomes:
                 self._look_idle(session_id)
 
     def _look_idle(self, session_id: str) -> None:
-        if self._host.status_of(session_id)["type"] in ("idle", "quarantined"):
+        """Answer who waits for rest. An actor here may not know that others ended its turn."""
+        rests = self._host.status_of(session_id)["type"] in ("idle", "quarantined")
+        if rests or not self._host.store.read.is_unfinished(session_id):
             self._tell(session_id, _IDLE, None)
 
     def _look(self, session_id: str, message_id: str) -> None:

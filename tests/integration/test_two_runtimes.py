@@ -170,6 +170,20 @@ def test_a_turn_taken_over_while_its_runtime_was_frozen_is_ended_there(opened, e
     eventually(lambda: not frozen.statuses())
 
 
+def test_who_waits_for_a_session_that_was_ended_elsewhere_before_is_told(opened):
+    gate = Gate()
+    frozen = opened(ScriptedModel([[Wait(gate), Say("late")]]))
+    frozen.engine.upkeep.stop()  # as SIGSTOP would
+    session = frozen.create_session()
+    session.prompt("go")
+    gate.wait_reached()
+    later = VirtualClock(wall_ms=SystemClock().wall_ms() + 60_000)
+    opened(clock=later).close()
+    frozen.engine.publisher.poll()
+    assert frozen.engine.registry.actor(session.id).state.turn is not None
+    session.wait_idle(timeout_s=10)
+
+
 def test_lock_files_of_the_dead_are_swept_at_the_start_and_those_of_the_living_stay(opened, path):
     living = opened()
     orphan = path.with_name(f"{path.name}-rtm_died_before_it_was_on_record.lock")
