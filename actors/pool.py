@@ -23,6 +23,7 @@ from pykka._envelope import Envelope
 
 from understudy.actors.handles import in_event_loop
 from understudy.actors.pending import Pending
+from understudy.store.turnstile import OneAtATime
 
 logger = logging.getLogger("understudy.actors")
 
@@ -294,7 +295,8 @@ class ThreadPool:
         self._running[number] = (mailbox, self._monotonic_s())
         again = False
         try:
-            again = run()
+            with OneAtATime():
+                again = run()
         except BaseException:
             logger.exception("A handler let an exception escape")
         with self._lock:

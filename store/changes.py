@@ -6,8 +6,10 @@ The tables are a projection of the facts; this is the one place that knows it.
 from __future__ import annotations
 
 import functools
+import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -109,6 +111,15 @@ def statements() -> Statements:
     return Statements(SqliteDatabase(None))
 
 
+@functools.cache
+def for_rows(sql: str, count: int) -> str:
+    """An ``INSERT`` of one row, for ``count`` rows."""
+    before, values, after = re.split(r"(?<=VALUES )(\([?, ]+\))", sql)
+    return f"{before}{', '.join([values] * count)}{after}"
+
+
+_AT_ONCE: Final = (64, 16, 4, 1)
+"""How many rows one statement writes: each costs two switches to SQLite and back."""
 _FENCE: Final = "UPDATE claim SET seq = ? WHERE session_id = ? AND epoch = ? AND owner = ?"
 _FORGIVE: Final = (
     "UPDATE restart SET consecutive = 0, culprit = NULL, culprit_count = 0 "
@@ -166,7 +177,7 @@ class Transaction:
 
     def flush(self) -> None:
         """Write what was collected."""
-        write = self.connection.executemany
+        write = self._write
         for sql, rows in (
             (self.statements.session, self._sessions),
             (self.statements.message, self._messages),
@@ -180,6 +191,14 @@ class Transaction:
         if self._journal:
             write(self.statements.journal, self._journal)
             self._journal.clear()
+
+    def _write(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        start = 0
+        for size in _AT_ONCE:
+            while len(rows) - start >= size:
+                values = chain.from_iterable(rows[start : start + size])
+                self.connection.execute(for_rows(sql, size), list(values))
+                start += size
 
     def discard(self) -> None:
         """Forget what was collected and not yet written."""

@@ -33,6 +33,7 @@ from understudy.store.rows import prompts as prompt_rows
 from understudy.store.rows import sessions as session_rows
 from understudy.store.schema import QUEUED
 from understudy.store.transcripts import Pair, history_start, transcript, with_parts
+from understudy.store.turnstile import OneAtATime
 from understudy.store.unfinished import Unfinished, unfinished
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def open_readonly(path: str | os.PathLike[str]) -> Reads:
     return Reads(check_existing(path), readonly=True)
 
 
-class _Reader:
+class _Reader(OneAtATime):
     """One snapshot for all statements of a block.
 
     A delete that commits in between must not leave a message without its parts. A class, because a
@@ -83,19 +84,24 @@ class _Reader:
         self._reads = reads
 
     def __enter__(self) -> sqlite3.Connection:
-        self._database = self._reads.take()
+        super().__enter__()
         try:
-            connection: sqlite3.Connection = self._database.connection()
-            connection.execute("BEGIN")
+            self._database = self._reads.take()
+            try:
+                connection: sqlite3.Connection = self._database.connection()
+                connection.execute("BEGIN")
+            except BaseException:
+                self._reads.give_back(self._database)
+                raise
         except BaseException as error:
-            self._reads.give_back(self._database)
+            super().__exit__(None, None, None)
             if (ours := self._reads.translated(error)) is not None:
                 raise ours from error
             raise
         self._connection = connection
         return connection
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is not None:
                 # Whoever keeps the error keeps its frames, and their cursors this snapshot open.
@@ -104,6 +110,7 @@ class _Reader:
                 self._connection.rollback()
         finally:
             self._reads.give_back(self._database)
+            super().__exit__(None, None, None)
         if (ours := self._reads.translated(error)) is not None:
             raise ours from error
 

@@ -23,6 +23,7 @@ from understudy.store.changes import Change, Transaction, statements
 from understudy.store.database import BUSY_TIMEOUT_S, translate
 from understudy.store.events import Event
 from understudy.store.lanes import Lane, MakeLane, ThreadLane
+from understudy.store.turnstile import OneAtATime
 
 if TYPE_CHECKING:
     from peewee import SqliteDatabase
@@ -154,6 +155,14 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - every failure is told to whoever waits
             self._recover(jobs, error)
             return
+        with OneAtATime():
+            self._tell(outcome)
+        self._commits += 1
+        if self._commits % CHECKPOINT_EVERY == 0:
+            self._checkpoint()
+
+    def _tell(self, outcome: Sequence[tuple[Job, Exception | None]]) -> None:
+        """What follows a commit, in the order that callers rely on."""
         events = [event for job, failed in outcome if failed is None for event in job.events]
         self._fire("committed")
         for job, failed in outcome:
@@ -166,13 +175,9 @@ class Writer:
                 self._call(job.done, job.result, job.events, None)
             else:
                 self._call(job.done, None, [], failed)
-        self._commits += 1
-        if self._commits % CHECKPOINT_EVERY == 0:
-            self._checkpoint()
 
     def _attempt(self, jobs: Sequence[Job]) -> list[tuple[Job, Exception | None]]:
         """One transaction over all jobs; refused ones are left out."""
-        outcome: list[tuple[Job, Exception | None]] = []
         if all(job.change is None and job.work is None for job in jobs):
             return [(job, None) for job in jobs]
         self._in_place()
@@ -182,21 +187,27 @@ class Writer:
             with attempt:
                 self._connection.execute("BEGIN IMMEDIATE")
         try:
-            tx = Transaction(self._connection, self._statements)
-            for job in jobs:
-                try:
-                    job.apply(tx)
-                except UnderstudyError as refusal:
-                    outcome.append((job, refusal))
-                else:
-                    outcome.append((job, None))
-            tx.flush()
+            with OneAtATime():
+                outcome = self._apply(jobs)
             self._fire("commit")
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+        return outcome
+
+    def _apply(self, jobs: Sequence[Job]) -> list[tuple[Job, Exception | None]]:
+        outcome: list[tuple[Job, Exception | None]] = []
+        tx = Transaction(self._connection, self._statements)
+        for job in jobs:
+            try:
+                job.apply(tx)
+            except UnderstudyError as refusal:
+                outcome.append((job, refusal))
+            else:
+                outcome.append((job, None))
+        tx.flush()
         return outcome
 
     def _recover(self, jobs: Sequence[Job], error: Exception) -> None:
