@@ -124,7 +124,6 @@ class Engine:
         )
         self.outcomes = Outcomes(self)
         self.publisher.observe(self.outcomes.observe, *OUTCOMES)
-        self.publisher.observe(self._after_turn, PromptSettled)
         self.publisher.observe(lambda e: self._forget_deleted(e.session_id), SessionDeleted)
         self.publisher.observe(self._lift_quarantine, SessionReset)
         self.hooks = Hooks(self, config.hooks, hook_s=config.hook_s)
@@ -394,11 +393,6 @@ class Engine:
         handle._arrive(record)
         return handle
 
-    def _after_turn(self, event: Event) -> None:
-        actor = self.registry.actor(event.session_id)
-        if actor is not None and actor.state is not None:
-            self.hooks.after_turn(actor.state.info, event.data)
-
     def _forget_deleted(self, session_id: str) -> None:
         """Drop what is kept of a deleted session, whichever process deleted it."""
         self.executor.forget(session_id)
@@ -448,6 +442,11 @@ class Engine:
         self, session_id: str, reason: Reason, facts: tuple[AnyFact, ...]
     ) -> None:
         self.reports.recovered(session_id, reason, facts)
+
+    def session_changed(self, info: SessionRecord, facts: Sequence[AnyFact]) -> None:
+        for fact in facts:
+            if type(fact) is PromptSettled:
+                self.hooks.after_turn(info, fact)
 
     def revive(self, session_id: str, mailbox: Mailbox, reason: Reason) -> None:
         self.registry.revive(session_id, mailbox, reason)

@@ -23,7 +23,7 @@ from understudy.actors.handles import TranscriptMessage
 from understudy.actors.pending import Pending
 from understudy.actors.workers import LOST_MAX
 from understudy.errors import InvalidInput
-from understudy.store.events import EventData, PromptSettled
+from understudy.store.events import PromptSettled
 
 if TYPE_CHECKING:
     from understudy.actors.engine import Engine
@@ -145,8 +145,8 @@ class Hooks:
                 call = msgspec.structs.replace(call, text=text)
         self.fire(call, internal=False)
 
-    def after_turn(self, info: SessionRecord, fact: EventData) -> None:
-        if isinstance(fact, PromptSettled) and not fact.info.quiet:
+    def after_turn(self, info: SessionRecord, fact: PromptSettled) -> None:
+        if not fact.info.quiet:
             settled = fact.info
             self.later("after_turn", info, message_id=settled.message_id, outcome=settled.outcome)
 

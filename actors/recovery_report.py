@@ -101,9 +101,7 @@ class Reports:
     def orphan_recovered(self, info: SessionRecord, facts: tuple[AnyFact, ...]) -> None:
         """A session is whole again, and rests: there is no actor of it."""
         self.recovered(info.id, "restart", facts)
-        for fact in facts:
-            if type(fact) is PromptSettled:
-                self._engine.hooks.after_turn(info, fact)
+        self._engine.session_changed(info, facts)
 
     def _call_hook(self, report: RecoveryReport) -> None:
         assert self._hook is not None, "only called with a hook"

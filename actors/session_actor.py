@@ -88,6 +88,10 @@ class Surroundings(Protocol):
         self, session_id: str, reason: Reason, facts: tuple[AnyFact, ...]
     ) -> None: ...
 
+    def session_changed(self, info: Session, facts: Sequence[AnyFact]) -> None:
+        """These were committed just now, here and not by another process."""
+        ...
+
     def sessions_deleted(self, infos: Sequence[Session]) -> None:
         """These were deleted just now, children first."""
         ...
@@ -244,6 +248,8 @@ class SessionActor(PooledActor):
         if error is None:
             self._store_failures = 0
             self._term = self._around.store.lease.term
+            if self.state is not None:
+                self._around.session_changed(self.state.info, batch.facts)
             self._finish(batch)
             if batch.answered:
                 self._crashes = 0

@@ -184,6 +184,22 @@ def test_who_waits_for_a_session_that_was_ended_elsewhere_before_is_told(opened)
     session.wait_idle(timeout_s=10)
 
 
+def test_after_turn_is_called_where_the_turn_ended_and_nowhere_else(opened, monkeypatch):
+    gate, heard = Gate(), []
+    frozen = opened(ScriptedModel([[Wait(gate), Say("late")]]))
+    monkeypatch.setattr(frozen.engine.hooks, "after_turn", lambda *args: heard.append(args))
+    frozen.engine.upkeep.stop()  # as SIGSTOP would
+    session = frozen.create_session()
+    session.prompt("go")
+    gate.wait_reached()
+    ended = threading.Event()
+    later = VirtualClock(wall_ms=SystemClock().wall_ms() + 60_000)
+    opened(clock=later, hooks={"after_turn": lambda _: ended.set()}).close()
+    assert ended.wait(15)
+    frozen.engine.publisher.poll()
+    assert heard == []
+
+
 def test_lock_files_of_the_dead_are_swept_at_the_start_and_those_of_the_living_stay(opened, path):
     living = opened()
     orphan = path.with_name(f"{path.name}-rtm_died_before_it_was_on_record.lock")
