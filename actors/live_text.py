@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
+from understudy.actors.surrogates import cut_half, storable
 from understudy.store.events import PartDelta
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class OpenText:
 
     __slots__ = (
         "due",
+        "half",
         "kind",
         "news",
         "opened",
@@ -57,12 +59,26 @@ class OpenText:
         self.start = start
         self.pieces: list[str] = []
         self.news: list[str] = []
+        self.half = ""  # of a character, until the other half comes
         self.size = 0  # characters received
         self.shown = 0  # characters in rows or deltas
         self.opened = False  # its row is committed, deltas may follow
         self.due = False  # it waits to be handed on
 
-    def add(self, text: str) -> None:
+    def add(self, text: str) -> bool:
+        """Take what came. False if nothing of it can be shown yet."""
+        text, self.half = cut_half(self.half + text)
+        self._keep(storable(text))
+        return bool(text)
+
+    def end(self) -> None:
+        """Nothing more comes: half a character is not waited for any longer."""
+        half, self.half = self.half, ""
+        self._keep(storable(half))
+
+    def _keep(self, text: str) -> None:
+        if not text:
+            return
         self.pieces.append(text)
         self.news.append(text)
         self.size += len(text)

@@ -24,7 +24,8 @@ from understudy.actors.models.protocol import (
 )
 from understudy.actors.pending import Pending
 from understudy.actors.streams import Answer, Broken, ModelStream, failure_of
-from understudy.actors.tools.tool import Tool, storable, words_of
+from understudy.actors.surrogates import storable
+from understudy.actors.tools.tool import Tool, words_of
 from understudy.errors import (
     InvalidInput,
     MessageNotFound,

@@ -32,7 +32,7 @@ from understudy.actors.models.protocol import (
     Usage,
 )
 from understudy.actors.pending import Pending
-from understudy.actors.tools.tool import said_by, storable
+from understudy.actors.tools.tool import said_by
 from understudy.errors import ModelError, ModelUnavailable
 from understudy.store.events import PartDelta
 from understudy.store.records import Failure, ReasoningPart, Span, TextPart
@@ -116,6 +116,7 @@ class ModelStream:
             if self._flush_timer is not None:
                 self._flush_timer.cancel()
             self._end_opening()
+            self._end_text()
             self._hand_on()
             self._executor.publisher.detach(self)
 
@@ -250,11 +251,11 @@ class ModelStream:
         self._take(len(text))
         last = self._texts[-1] if self._texts else None
         if last is None or last.kind is not kind:
+            self._end_text()
             part_id, now = self._executor.new_id("prt"), self._executor.clock.wall_ms()
             last = OpenText(self, part_id, kind, now)
             self._texts.append(last)
-        last.add(storable(text))
-        if not self._show:
+        if not last.add(text) or not self._show:
             return
         if not last.opened:
             self._open_soon()
@@ -300,6 +301,10 @@ class ModelStream:
     def text_so_far(self) -> list[PartDelta]:
         return [text.so_far() for text in self._texts if text.opened and text.shown]
 
+    def _end_text(self) -> None:
+        if self._texts:
+            self._texts[-1].end()
+
     def _hand_on(self) -> None:
         """Nothing that is in a row comes as a delta later."""
         texts = [text for text in self._texts if text.opened]
@@ -337,6 +342,8 @@ class ModelStream:
 
     def parts(self, *, ended: bool) -> list[StreamedPart]:
         """The text as parts; all but the last are at their end anyway."""
+        if ended:
+            self._end_text()
         self._hand_on()
         now = self._executor.clock.wall_ms()
         parts: list[StreamedPart] = []

@@ -23,6 +23,7 @@ from understudy.actors.models.protocol import (
     UserText,
     UserTurn,
 )
+from understudy.actors.surrogates import joined
 from understudy.store.records import CacheTokens, Tokens
 
 # --- the answer --------------------------------------------------------------------------------
@@ -42,8 +43,8 @@ class _Call:
 
     def _whole(self) -> bool:
         try:
-            msgspec.json.decode(self.arguments)
-        except msgspec.DecodeError:
+            msgspec.json.decode(joined(self.arguments))
+        except (msgspec.DecodeError, UnicodeEncodeError):
             return False
         return True
 

@@ -20,6 +20,7 @@ from typing import Any, overload
 import msgspec
 
 from understudy.actors.models.protocol import ToolSpec
+from understudy.actors.surrogates import joined, storable
 from understudy.actors.tools.context import DetachedContext, ToolContext
 from understudy.actors.tools.signature import read_signature
 from understudy.errors import InvalidInput, ToolError
@@ -300,7 +301,7 @@ def _decode(arguments: str) -> dict[str, Any]:
     if not arguments.strip():
         return {}
     try:
-        return msgspec.json.decode(arguments, type=dict[str, Any] | None) or {}
+        return msgspec.json.decode(joined(arguments), type=dict[str, Any] | None) or {}
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         raise ValueError(str(error)) from error
 
@@ -321,8 +322,3 @@ def said_by(error: BaseException) -> str:
         return storable(str(error))
     except Exception:  # noqa: BLE001 - the class's own mistake
         return "it cannot be printed"
-
-
-def storable(text: str) -> str:
-    """The text, with what UTF-8 cannot express (lone surrogates) replaced."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -20,6 +20,7 @@ from understudy.actors.models.scripted import (
     Wait,
 )
 from understudy.errors import ModelError, ModelOverflow, ModelUnavailable
+from understudy.store.records import Tokens
 
 AT_ONCE_S = 1.0
 HASTY = Limits(model_attempts=2, stream_idle_s=0.15)
@@ -96,6 +97,81 @@ def test_any_text_of_a_model_is_kept_or_mended(opened, text):
     said = session.prompt("go").result(timeout_s=10).text
     assert said == text.encode("utf-8", "replace").decode()
     assert runtime.restarts == 0
+
+
+HIGH, LOW = "\ud83d", "\ude00"  # the halves of 😀 in UTF-16, as JSON's escapes have them
+HALVES = {
+    "in two deltas": ([TextDelta(f"a{HIGH}"), TextDelta(f"{LOW}b")], ["a😀b"]),
+    "in deltas of their own": ([TextDelta(HIGH), TextDelta(LOW)], ["😀"]),
+    "in one delta": ([TextDelta(f"a{HIGH}{LOW}b")], ["a😀b"]),
+    "around an empty one": ([TextDelta(HIGH), TextDelta(""), TextDelta(LOW)], ["😀"]),
+    "around usage": ([TextDelta(HIGH), Usage(Tokens(), 0.0), TextDelta(LOW)], ["😀"]),
+    "two in a row": ([TextDelta(f"{HIGH}{LOW}{HIGH}"), TextDelta(f"{LOW}")], ["😀😀"]),
+    "one without its second": ([TextDelta(f"a{HIGH}"), TextDelta("b")], ["a?b"]),
+    "one without its first": ([TextDelta("a"), TextDelta(f"{LOW}b")], ["a?b"]),
+    "one at the end": ([TextDelta(f"a{HIGH}")], ["a?"]),
+    "one alone": ([TextDelta(HIGH)], ["?"]),
+    "one of another text": ([ReasoningDelta(f"a{HIGH}"), TextDelta(f"{LOW}b")], ["a?", "?b"]),
+}
+
+
+@pytest.mark.parametrize("case", HALVES)
+def test_a_character_that_comes_in_two_halves_is_one(opened, case):
+    deltas, texts = HALVES[case]
+    runtime = opened(Junk(lambda n: events(*deltas, Finish("stop"))))
+    reply = runtime.create_session().prompt("go").result(timeout_s=15)
+    assert [part.text for part in reply.parts if hasattr(part, "text")] == texts
+
+
+def test_live_text_and_final_text_agree_on_a_character_in_two_halves(opened, watching):
+    shown = threading.Event()
+
+    async def halves():
+        yield TextDelta(f"one {HIGH}")
+        await asyncio.to_thread(shown.wait, 15)  # the row of the first words is committed
+        for words in (LOW, " two ", HIGH, f"{LOW}{HIGH}", "three ", HIGH):
+            yield TextDelta(words)
+            await asyncio.sleep(0.001)
+        yield Finish("stop")
+
+    runtime = opened(Junk(lambda n: halves()))
+    session = runtime.create_session()
+    watch = watching(session, after=0)
+    turn = session.prompt("go")
+    first = watch.until(
+        lambda e: e.type == "message.part.updated" and getattr(e.data.part, "text", "") == "one "
+    )
+    shown.set()
+    assert turn.result(timeout_s=15).text == "one 😀 two 😀?three ?"
+    watch.until("session.idle")
+    text = "one "
+    deltas = [e.data for e in watch.seen if e.type == "message.part.delta"]
+    for fact in deltas:
+        assert fact.part_id == first.data.part.id
+        assert fact.delta
+        text = text[: fact.offset] + fact.delta
+    assert text == "one 😀 two 😀?three ?"
+
+
+@pytest.mark.parametrize("written", [f"{HIGH}{LOW}", "😀", "\\ud83d\\ude00"])
+def test_a_call_has_the_characters_that_the_text_has(opened, written):
+    taken = []
+
+    @tool
+    def note(text: str) -> str:
+        """Note it."""
+        taken.append(text)
+        return text
+
+    call = ToolCall("1", "note", f'{{"text": "{written}"}}')
+    runtime = opened(
+        Junk(lambda n: events(call, Finish("tool-calls")) if n == 1 else fine()), tools=[note]
+    )
+    session = runtime.create_session()
+    session.prompt("go").result(timeout_s=15)
+    assert taken == ["😀"]
+    (part,) = [part for part in session.messages()[1].parts if part.type == "tool"]
+    assert part.state.input == {"text": "😀"}
 
 
 async def blanks():

@@ -28,6 +28,7 @@ from understudy.actors.models.protocol import (
     UserText,
     UserTurn,
 )
+from understudy.actors.surrogates import joined
 from understudy.errors import InvalidInput, ModelError, ModelOverflow, ModelUnavailable
 from understudy.store.records import CacheTokens, Tokens
 
@@ -269,6 +270,14 @@ def test_sloppy_servers_are_understood(provider, streamed, deltas, wanted):
     ids = [c.call_id for c in calls]
     assert all(ids)
     assert len(set(ids)) == len(ids)
+    assert finish == Finish("tool-calls")
+
+
+def test_arguments_cut_within_a_character_are_one_call(provider, streamed):
+    halves = [tool(0, "a", "f", '{"x":"\ud83d'), tool(0, "a", "f", '\ude00"}')]
+    chunks = [chunk({"tool_calls": [each]}) for each in halves] + [chunk(finish="tool_calls")]
+    ((call, finish),) = talk(provider(streamed(sse(*map(json.dumps, chunks)))))
+    assert joined(call.arguments) == '{"x":"😀"}'
     assert finish == Finish("tool-calls")
 
 
