@@ -14,11 +14,16 @@ from typing import Any, Final
 
 import msgspec
 
+from understudy.actors.core.commands import Recover
+from understudy.actors.core.decide import decide
+from understudy.actors.core.state import Moment, Rules, State
+from understudy.actors.orphans import loaded_of
 from understudy.gateway.audit import audit
 from understudy.store.database import SCHEMA_VERSION, WAL_LIMIT_BYTES, check_existing, translated
 from understudy.store.events import decode_fact
 from understudy.store.reads import Reads
 from understudy.store.records import AnyPart, Ask, Message, Prompt, Session
+from understudy.store.unfinished import Unfinished
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -35,6 +40,8 @@ class Diagnosis(msgspec.Struct, kw_only=True):
     Attributes:
         live: runtimes that have the database open now.
         wal_bytes: the size of the write-ahead log.
+        prompts: how many wait for the next start, as they do when a runtime closes.
+        asks: how many requests wait for a person's answer, over restarts.
     """
 
     path: str
@@ -43,6 +50,8 @@ class Diagnosis(msgspec.Struct, kw_only=True):
     wal_bytes: int
     sessions: int
     events: int
+    prompts: int
+    asks: int
     live: list[str]
     problems: list[Problem]
 
@@ -93,7 +102,8 @@ def diagnose(path: Path) -> Diagnosis:
                 Problem("damaged", f"{row.table} {row.key} cannot be read", row.session_id)
                 for row in damaged_rows(c)
             ]
-        problems += _unattended(reads, live) + _quarantined(reads) + _stale(reads, file, live)
+        waiting = _Waiting(reads, live)
+        problems += waiting.problems + _quarantined(reads) + _stale(reads, file, live)
     wal_bytes = _size(file.with_name(f"{file.name}-wal"))
     if wal_bytes > 2 * WAL_LIMIT_BYTES:
         problems.append(Problem("wal", f"the write-ahead log has {wal_bytes:,} bytes"))
@@ -104,6 +114,8 @@ def diagnose(path: Path) -> Diagnosis:
         wal_bytes=wal_bytes,
         sessions=found.sessions,
         events=sum(found.events.values()),
+        prompts=waiting.prompts,
+        asks=waiting.asks,
         live=live,
         problems=problems,
     )
@@ -167,12 +179,33 @@ def dead_locks(path: Path) -> list[Path]:
     return [each for each in found if not _is_locked(each)]
 
 
-def _unattended(reads: Reads, live: list[str]) -> list[Problem]:
-    return [
-        Problem("unfinished", "has unfinished work and no live runtime", session_id)
-        for session_id, owner in sorted(reads.unfinished_sessions())
-        if owner not in live
-    ]
+class _Waiting:
+    """What no live runtime works on: it waits for the next start, or was cut short."""
+
+    def __init__(self, reads: Reads, live: list[str]) -> None:
+        self.problems: list[Problem] = []
+        self.prompts = self.asks = 0
+        unfinished = sorted(reads.unfinished_sessions())
+        unattended = [session_id for session_id, owner in unfinished if owner not in live]
+        for session_id in unattended:
+            found = reads.unfinished([session_id])[session_id]
+            self.prompts += sum(prompt.turn is None for prompt, _ in found.prompts)
+            self.asks += len(found.asks)
+            if _is_cut_short(reads, session_id, found):
+                what = "has unfinished work and no live runtime"
+                self.problems.append(Problem("unfinished", what, session_id))
+
+
+def _is_cut_short(reads: Reads, session_id: str, found: Unfinished) -> bool:
+    """Whether a recovery that starts nothing would have anything to do."""
+    try:
+        info = reads.session(session_id)
+        if info is None or found.damaged:
+            return True
+        state, moment = State(info=info, seq=0), Moment(now_ms=0, entropy=0)
+        return bool(decide(state, Recover(loaded=loaded_of(found)), moment, Rules(rest=True)).facts)
+    except Exception:  # noqa: BLE001 - as its recovery would fail
+        return True
 
 
 def _quarantined(reads: Reads) -> list[Problem]:

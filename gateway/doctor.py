@@ -46,6 +46,8 @@ def _print(found: Diagnosis, done: Repair | None) -> None:
         ("content", f"{found.sessions:,} sessions, {found.events:,} events"),
         ("open in", ", ".join(found.live) or "no runtime"),
     ]
+    if waiting := _waiting(found):
+        rows.append(("waiting", waiting))
     if done is not None:
         rows += [
             ("rows put back", str(done.restored)),
@@ -66,3 +68,13 @@ def _print(found: Diagnosis, done: Repair | None) -> None:
         display.emphasise(f"Problems: {counts}", good=False)
     else:
         display.emphasise("Healthy.", good=True)
+
+
+def _waiting(found: Diagnosis) -> str:
+    counts = (
+        (found.prompts, "prompt", "for the next start"),
+        (found.asks, "request", "for an answer"),
+    )
+    return ", ".join(
+        f"{count:,} {what}{'s' * (count > 1)} {until}" for count, what, until in counts if count
+    )

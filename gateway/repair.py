@@ -63,7 +63,10 @@ def repair(path: Path) -> Repair:
     for lock in dead_locks(file):
         lock.unlink(missing_ok=True)
         done.locks += 1
-    with Runtime(file) as runtime:
+    runtime = Runtime(file, model="scripted")
+    # Not the app's model, nor its tools: what waits for the next start is the app's to answer.
+    runtime.engine.rules = msgspec.structs.replace(runtime.engine.rules, rest=True)
+    with runtime:
         done.recovered = len(runtime.recovered)
     return done
 

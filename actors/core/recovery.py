@@ -19,6 +19,7 @@ from understudy.actors.core.state import Compaction, Entry, Step, Turn
 from understudy.store.events import ActorRestarted, PromptSettled, SessionFailed
 from understudy.store.records import (
     BUSY,
+    IDLE,
     AnyPart,
     CompactionPart,
     Failure,
@@ -72,7 +73,7 @@ def recover(d: Draft, command: Recover) -> None:
             else:
                 open_parts.close_part(d, part, reason)
     _close_asks(d)
-    _go_on(d)
+    _go_on(d, reason)
     if d.status is _UNKNOWN:
         d.status = BUSY  # it waits for a person, as it did before
     # Whoever ended the last incarnation has cancelled what it ran; a dead process runs nothing.
@@ -95,13 +96,29 @@ def _close_asks(d: Draft) -> None:
             asks.close(d, ask)
 
 
-def _go_on(d: Draft) -> None:
-    if d.turn is not None and d.turn.step is not None:
+def _go_on(d: Draft, reason: Reason) -> None:
+    if d.rules.rest:
+        _rest(d, reason)
+    elif d.turn is not None and d.turn.step is not None:
         turns.settle_step(d)
     elif d.compaction is not None and d.compaction.summary is not None:
         compaction.restart(d)
     else:
         turns.advance(d)
+
+
+def _rest(d: Draft, reason: Reason) -> None:
+    """Leave a session as a runtime that closes does."""
+    if turns.waits_for_person(d):
+        return
+    compaction.abandon(d, reason)
+    turns.close_turn(d, reason)
+    if not d.queue:
+        d.set_idle()
+    elif d.facts:
+        d.set_status(IDLE)
+    else:
+        d.status = IDLE
 
 
 # --- prompts -----------------------------------------------------------------------------------

@@ -76,12 +76,16 @@ class CompactionRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """The policy a runtime decides by."""
+    """The policy a runtime decides by.
+
+    With ``rest`` a recovery closes what was cut short and leaves what waits to the next start.
+    """
 
     limits: Limits = Limits()
     compaction: CompactionRules = CompactionRules()
     permissions: tuple[PermissionRule, ...] = ()
     on_restart: Literal["interrupt", "resume"] = "interrupt"
+    rest: bool = False
     agent: str = "build"
     model: ModelRef = ModelRef(provider_id="", model_id="")
     context_limit: int = 200_000

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from understudy import Runtime, ScriptedModel
-from understudy.actors.models.scripted import Gate, Wait
+from understudy import Runtime, ScriptedModel, tool
+from understudy.actors.models.scripted import Call, Gate, Wait
 from understudy.gateway import display
 
 PATIENCE_S = 30.0
@@ -509,6 +509,66 @@ def test_unfinished_work_of_a_dead_runtime_is_found_and_recovered(database: Path
     assert kinds(report) == {"unfinished", "stale"}
     code, report = doctor(database, "--repair")
     assert (code, report["repair"]["recovered"]) == (0, 1)
+
+
+def closed_while_waiting(database: Path) -> None:
+    """Prompts wait behind one that was running, and a call for a person's permission."""
+    gate = Gate()
+
+    @tool(permission="guarded")
+    def guarded() -> str:
+        """Needs permission."""
+        return "done"
+
+    model = ScriptedModel(lambda r: Wait(gate) if r.session_id == "one" else Call("guarded"))
+    asking = {"guarded": "ask"}
+    with Runtime(database, model=model, tools=[guarded], permissions=asking) as runtime:
+        one, two = runtime.session("one"), runtime.session("two")
+        with two.events() as events:
+            two.prompt("May I?")
+            assert any(event.type == "permission.asked" for event in events)
+        one.prompt("Cut short.")
+        gate.wait_reached()
+        one.prompt("Later.")
+        one.prompt("Later still.")
+
+
+def test_what_waits_for_the_next_start_is_healthy_and_no_repair_touches_it(database: Path):
+    closed_while_waiting(database)
+    before = (sql(database, "SELECT data FROM inbox"), sql(database, "SELECT data FROM part"))
+    code, report = doctor(database)
+    assert (code, report["diagnosis"]["problems"]) == (0, [])
+    assert (report["diagnosis"]["prompts"], report["diagnosis"]["asks"]) == (2, 1)
+    said = run("doctor", "--database", str(database)).stdout
+    assert "2 prompts for the next start, 1 request for an answer" in said
+    code, report = doctor(database, "--repair")
+    assert (code, report["repair"]["recovered"]) == (0, 0)
+    after = (sql(database, "SELECT data FROM inbox"), sql(database, "SELECT data FROM part"))
+    assert after == before
+    sql(database, "UPDATE session SET data = '[]' WHERE id = 'one'")
+    assert doctor(database)[0] == 1
+
+
+def test_a_repair_answers_no_prompt_of_those_that_wait_behind_what_it_closes(database: Path):
+    script = (
+        "import os, sys; from understudy import Runtime, ScriptedModel;"
+        "from understudy.actors.models.scripted import Gate, Wait;"
+        "gate = Gate(); model = ScriptedModel(lambda _: Wait(gate));"
+        "runtime = Runtime(sys.argv[1], model=model).start();"
+        "session = runtime.session('one'); session.prompt('Cut short'); gate.wait_reached();"
+        "session.prompt('Later'); os._exit(9)"
+    )
+    died = subprocess.run([sys.executable, "-c", script, str(database)], check=False, timeout=60)
+    assert died.returncode == 9
+    code, report = doctor(database, "--repair")
+    assert (code, report["repair"]["recovered"]) == (0, 1)
+    assert report["diagnosis"]["prompts"] == 1
+    with Runtime(database, model=ScriptedModel("Here I am.")) as runtime:
+        session = runtime.session("one")
+        session.wait_idle(timeout_s=15)
+        outcomes = [prompt.outcome for prompt in session.prompts()]
+        assert outcomes[-2:] == ["interrupted", "answered"]
+        assert session.messages()[-1].text == "Here I am."
 
 
 def test_a_runtime_strikes_out_those_that_died(database: Path):

@@ -19,6 +19,7 @@ from understudy.actors.core.effects import RunTool
 from understudy.actors.core.state import Limits, Rules, State
 from understudy.store.events import MessageUpdated, PartUpdated, PromptStarted
 from understudy.store.records import (
+    IDLE,
     Ask,
     AssistantMessage,
     CompactionPart,
@@ -652,3 +653,49 @@ def test_a_part_of_an_answer_is_never_touched_by_recovery() -> None:
         isinstance(part, ToolPart) and isinstance(part.state, ToolCompleted)
         for part in before.values()
     )
+
+
+# --- a recovery that starts nothing ------------------------------------------------------------
+
+REST = Rules(rest=True)
+
+
+def rest(stage: Stage) -> Stage:
+    """Recover it, and start nothing; another such recovery finds nothing more."""
+    stage.rules = REST
+    stage.crash()
+    facts = stage.facts
+    assert not stage.running
+    stage.crash()
+    assert stage.facts == ()
+    stage.facts = facts
+    return stage
+
+
+def test_a_recovery_at_rest_closes_what_was_cut_short_and_leaves_the_queue() -> None:
+    stage, _ = running_tools()
+    waiting = stage.prompt("b")
+    rest(stage)
+    assert [prompt.outcome for prompt in stage.rows.prompts.values()] == ["interrupted", None]
+    assert stage.state.status == IDLE
+    stage.rules = Rules()
+    stage.crash()
+    assert stage.rows.prompts[waiting].turn is not None
+    stage.answer()
+    check_settled(stage)
+
+
+def test_a_recovery_at_rest_finds_nothing_in_what_only_waits() -> None:
+    stage = Stage(rules=ASK)
+    stage.prompt("a")
+    stage.answer("", stage.call(permission="bash"))
+    stage.prompt("b")
+    assert rest(stage).facts == ()
+    assert len(stage.rows.asks) == 1
+
+
+def test_a_recovery_at_rest_ends_a_compaction_as_a_close_does() -> None:
+    stage, key = planted("summarising", turn=2)
+    rest(stage)
+    assert stage.marker(key).state == "failed"
+    check_all(stage)
