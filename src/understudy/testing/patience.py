@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from understudy.actors.core.commands import Abort
 from understudy.testing.rules import TOOL_S
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Patience:
             owner = working.get(stage.watch.owner(story.id) or "")
             if owner is not None:
                 epoch = stage.watch.epoch(story.id)
-                yield from self._turns(story, epoch)
+                if Abort not in owner.lost_reports:  # that its time is up is said once
+                    yield from self._turns(story, epoch)
                 yield from _calls(story, epoch)
                 if not owner.lost_reports:  # what is lost is not said again
                     yield from self._texts(story, owner)

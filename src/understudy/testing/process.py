@@ -52,7 +52,7 @@ class Process:
         self.life.on_death = self.kill
         self.plan = Plan()
         self.published: int | None = None  # the cursor of the last event it published
-        self.lost_reports = False
+        self.lost_reports: set[type[Command]] = set()
         self.hung_s = 0.0  # the longest that an actor hung and was not replaced
         self.platform = Simulated(scheduler, self.life)
         self._scheduler = scheduler
@@ -139,7 +139,7 @@ class Process:
         """Deliver what an executor reports: as it should be, late, twice or never."""
         fate = self.plan.deliveries.pop(0) if self.plan.deliveries else "well"
         if fate == "lost" and type(command) is not OpenAsk:  # its tool waits: it was not lost
-            self.lost_reports = True
+            self.lost_reports.add(type(command))
             return
         if fate in ("late", "lost"):
             self._courier.add_later(0.7, lambda: self._deliver(session_id, command, done))
