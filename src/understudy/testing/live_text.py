@@ -9,6 +9,7 @@ from understudy.store.events import (
     MessageRemoved,
     MessageUpdated,
     PartDelta,
+    PartRemoved,
     PartUpdated,
     SessionDeleted,
 )
@@ -59,6 +60,8 @@ class LiveText:
                 self._end(fact.info.id)
         elif isinstance(fact, MessageRemoved):
             self._end(fact.message_id)
+        elif isinstance(fact, PartRemoved):
+            self._texts.pop(fact.part_id, None)
         elif isinstance(fact, SessionDeleted):
             for text in list(self._texts.values()):
                 if text.session_id == fact.session_id:
