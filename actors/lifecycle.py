@@ -12,7 +12,7 @@ from understudy.actors.core.state import Moment, State
 from understudy.actors.messages import Delete
 from understudy.actors.pending import Pending, settled
 from understudy.actors.supervisor import deleted_error
-from understudy.errors import SessionNotFound
+from understudy.errors import InvalidInput, SessionNotFound
 from understudy.store.claims import Claimed
 from understudy.store.events import AnyFact, Event, SessionCreated, SessionReset, deleted_by
 from understudy.store.records import Session as SessionRecord
@@ -38,11 +38,23 @@ class Lifecycle:
         def work() -> None:
             read, parent_id = self._engine.store.read, info.parent_id
             parent = None if parent_id is None else read.session(parent_id)
+            if parent is not None:
+                self._check_depth(parent.id)
             internal = info.internal or (parent is not None and parent.internal)
             final = msgspec.structs.replace(info, internal=internal)
             self._insert(final, (SessionCreated(session_id=info.id, info=final),), pending)
 
         self._engine.attempt(work, pending)
+
+    def _check_depth(self, parent_id: str) -> None:
+        limit = self._engine.rules.limits.depth
+        if self._engine.store.read.depth(parent_id) >= limit:
+            raise InvalidInput(
+                f"Session {parent_id} is as deep as a session may be below others: {limit} "
+                "(limits.depth)",
+                field="parent_id",
+                limit=limit,
+            )
 
     def _insert(
         self,

@@ -48,6 +48,13 @@ Order: TypeAlias = Literal["updated", "created"]
 
 
 _READERS: Final = 4
+_ABOVE: Final = """
+    WITH RECURSIVE above (id) AS (
+        SELECT parent_id FROM session WHERE id = ? AND parent_id IS NOT NULL
+        UNION SELECT s.parent_id FROM above JOIN session s ON s.id = above.id
+        WHERE s.parent_id IS NOT NULL
+    ) SELECT count(*) FROM above
+"""
 _UNFINISHED: Final = """
     SELECT session_id FROM message WHERE open = 1
     UNION SELECT session_id FROM part WHERE open = 1
@@ -230,6 +237,11 @@ class Reads:
         with self.connection() as c:
             rows = c.execute("SELECT id FROM session WHERE parent_id = ?", (session_id,))
             return [row[0] for row in rows]
+
+    def depth(self, session_id: str) -> int:
+        """How many sessions are above one: its parent, that one's parent, and so on."""
+        with self.connection() as c:
+            return int(c.execute(_ABOVE, (session_id,)).fetchone()[0])
 
     def unfinished_sessions(self) -> list[tuple[str, str | None]]:
         """Sessions with anything open, and who claims them."""

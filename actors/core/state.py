@@ -38,6 +38,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         prompt_bytes: the size of one prompt.
         tool_output: characters of a tool's output the model sees.
         answer_chars: characters of one model answer, its reasoning and calls; more fails the turn.
+        depth: sessions above a child: its parent, that one's parent, and so on.
     """
 
     steps: int = 100
@@ -53,6 +54,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     prompt_bytes: int = 8 * 1024 * 1024
     tool_output: int = 50_000
     answer_chars: int = 4 * 1024 * 1024
+    depth: int = 16
 
 
 class CompactionRules(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,8 @@ import time
 import pytest
 from fold import stored
 
-from understudy import ScriptedModel, errors, tool
+from understudy import Limits, ScriptedModel, ToolContext, errors, tool
+from understudy.actors.models.protocol import AssistantTurn
 from understudy.actors.models.scripted import Call
 
 HANGING = threading.Event()
@@ -194,3 +195,40 @@ def test_an_update_changes_what_is_named_and_nothing_else(opened, path):
     assert stored(path) == before  # nothing changed, nothing is said
     session.update(metadata={})
     assert session.refresh().metadata == {}
+
+
+def test_a_tool_that_delegates_to_itself_is_refused_at_a_depth_and_its_model_told(opened):
+    @tool
+    def delegate(context: ToolContext) -> str:
+        """Have another session do it."""
+        child = runtime.create_session(parent_id=context.session_id)
+        return child.prompt("go").result(timeout_s=15).text
+
+    def play(request):
+        answers = [turn for turn in request.turns if isinstance(turn, AssistantTurn)]
+        return answers[-1].calls[0].output if answers else Call("delegate")
+
+    runtime = opened(ScriptedModel(play), tools=[delegate], limits=Limits(depth=3))
+    root = runtime.create_session()
+    said = root.prompt("go").result(timeout_s=15).text
+    assert said.startswith("InvalidInput:")
+    assert "limits.depth" in said
+    assert len(runtime.sessions(parent_id=None, limit=None)) == 4
+    lineage = [root]
+    while children := lineage[-1].children():
+        lineage += children
+    assert len(lineage) == 4
+
+
+@pytest.mark.parametrize("internal", [False, True])
+def test_a_child_below_the_depth_is_refused_and_nothing_is_left_of_it(opened, path, internal):
+    runtime = opened(limits=Limits(depth=1))
+    child = runtime.create_session(parent_id=runtime.create_session().id)
+    before = stored(path)
+    with pytest.raises(errors.InvalidInput, match=r"limits\.depth") as caught:
+        runtime.create_session(parent_id=child.id, internal=internal)
+    assert (caught.value.field, caught.value.limit) == ("parent_id", 1)
+    assert stored(path) == before
+    assert child.fork().parent_id == child.parent_id
+    with pytest.raises(errors.SessionNotFound):
+        runtime.create_session(parent_id="ses_nowhere")
