@@ -169,6 +169,7 @@ class ModelStream:
         limits = self._executor.rules.limits
         if self._given_up:
             raise ModelError("The step was closed before its model let go")
+        task = asyncio.current_task()
         self._texts.clear()
         self._room = limits.answer_chars
         try:
@@ -178,8 +179,10 @@ class ModelStream:
             if isinstance(error, ModelUnavailable) and self._texts and self._show:
                 raise Broken(error) from error
             raise
-        except (Exception, KeyboardInterrupt, SystemExit) as error:
-            # The last two would end the loop, and with it the turns of every session.
+        except BaseException as error:
+            # Whatever it is: KeyboardInterrupt, say, would end the turns of every session.
+            if _is_ending(task, error):
+                raise
             logger.exception("Model %s failed", self._model.model_id)
             raise ModelError(f"{type(error).__name__}: {error}") from error
 
@@ -362,6 +365,18 @@ class ModelStream:
                 )
             )
         return parts
+
+
+def _is_ending(task: asyncio.Task[Any] | None, error: BaseException) -> bool:
+    """Whether the task is ended from outside, rather than by what its model raised."""
+    if isinstance(error, asyncio.CancelledError):
+        return task is not None and task.cancelling() > 0
+    if isinstance(error, GeneratorExit):
+        try:
+            return asyncio.current_task() is not task
+        except RuntimeError:
+            return True  # no loop runs: the task is thrown away
+    return False
 
 
 def _kind_of(event: Any) -> type[StreamedPart] | None:

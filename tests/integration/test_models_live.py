@@ -72,6 +72,9 @@ NONSENSE = {
     "SystemExit": lambda: events(SystemExit(1)),
     "KeyboardInterrupt": lambda: events(KeyboardInterrupt()),
     "GeneratorExit": lambda: events(GeneratorExit()),
+    "GeneratorExit after text": lambda: events(TextDelta("a"), GeneratorExit()),
+    "CancelledError": lambda: events(asyncio.CancelledError()),
+    "a BaseException": lambda: events(BaseException("gone")),
     "StopAsyncIteration": lambda: events(StopAsyncIteration()),
     "RecursionError": lambda: events(RecursionError()),
 }
@@ -82,7 +85,7 @@ def test_nonsense_of_a_model_fails_the_turn_and_nothing_else(opened, case):
     model = Junk(lambda n: NONSENSE[case]() if n == 1 else fine())
     runtime = opened(model, limits=HASTY)
     session, other = runtime.create_session(), runtime.create_session()
-    with pytest.raises((errors.TurnFailed, errors.TurnAborted)):
+    with pytest.raises(errors.TurnFailed):
         session.prompt("go").result(timeout_s=10)
     assert runtime.restarts == 0
     assert other.prompt("go").result(timeout_s=10).text == "fine"
