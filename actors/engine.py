@@ -41,6 +41,7 @@ from understudy.errors import (
     AskNotFound,
     InvalidInput,
     RuntimeClosed,
+    SessionClaimed,
     SessionNotFound,
     UnderstudyError,
 )
@@ -230,13 +231,14 @@ class Engine:
         """End what still runs; durable, so that nothing is left to recover."""
         deadline = self.clock.monotonic_s() + timeout_s
         waiting = [
-            self.registry.send(actor.session_id, Abort(reason="close"))
-            for actor in self.registry.actors()
-            if not actor.idle
+            self.registry.send(session_id, Abort(reason="close"))
+            for session_id in self.registry.wind_down()
         ]
         for pending in waiting:
             try:
                 pending.get(timeout=max(0.01, deadline - self.clock.monotonic_s()))
+            except (RuntimeClosed, SessionClaimed, SessionNotFound):
+                continue  # nothing of it runs here any more
             except UnderstudyError as error:
                 logger.warning("A turn could not be ended at close: %s", error)
 
@@ -411,16 +413,17 @@ class Engine:
     def abort_children(self, session_id: str, reason: str) -> None:
         """Abort the live descendants of a session whose turn ended early.
 
-        What runs aborts its own children; those of an idle child are looked for here.
+        What runs aborts its own children; those of an idle child are looked for here. A runtime
+        that closes ends them each by itself: what waits there is to wait on.
         """
-        above = [session_id]
+        above = [session_id] if reason != "close" else []
         while above and self._state != "closed":
             for child_id in self.store.read.children(above.pop()):
                 actor = self.registry.actor(child_id)
                 if actor is None or actor.idle:
                     above.append(child_id)
                 else:
-                    self.registry.send(child_id, Abort(queued=reason != "close", reason="abort"))
+                    self.registry.send(child_id, Abort(queued=True))
 
     def prove(self, session_id: str, proven: Pending[Any]) -> None:
         """Renew the lease, and see whether the session is still this runtime's."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from pykka._envelope import Envelope
 
-from understudy.actors.core.commands import Reason
+from understudy.actors.core.commands import Abort, Reason
 from understudy.actors.core.state import State
 from understudy.actors.messages import Activate, Delete, Request, Wake
 from understudy.actors.pending import Pending
@@ -37,6 +37,7 @@ class Registry:
         self._monotonic_s = monotonic_s
         self._lock = threading.Lock()
         self._live: dict[str, Mailbox] = {}
+        self._closing = False
         self._closed = False
         self.quarantined: dict[str, str] = {}
 
@@ -73,7 +74,7 @@ class Registry:
             with self._lock:
                 refusal = self._refusal(session_id, request)
                 mailbox = self._live.get(session_id)
-                if refusal is None and mailbox is None and activate:
+                if refusal is None and mailbox is None and activate and not self._closing:
                     mailbox = self._activate(session_id)
             if refusal is not None or mailbox is None:
                 if request.reply is not None:
@@ -89,6 +90,8 @@ class Registry:
     def _refusal(self, session_id: str, request: Request) -> UnderstudyError | None:
         if self._closed:
             return RuntimeClosed("The runtime is closed")
+        if self._closing and not request.again and type(request.command) is not Abort:
+            return RuntimeClosed("The runtime is closing")
         reason = self.quarantined.get(session_id)
         if reason is not None and type(request.command) is not Delete:
             return quarantine_error(session_id, reason)
@@ -194,6 +197,19 @@ class Registry:
         return [each.actor for each in mailboxes if isinstance(each.actor, SessionActor)]
 
     # --- the end -------------------------------------------------------------------------------
+
+    def wind_down(self) -> list[str]:
+        """Begin nothing more and let go of who is idle. Returns who is not, to be ended.
+
+        A message that waits is work: who has one is not idle, whatever its state says.
+        """
+        with self._lock:
+            self._closing = True
+            for session_id, mailbox in list(self._live.items()):
+                actor = mailbox.actor
+                if isinstance(actor, SessionActor) and _close_if_idle(mailbox, actor):
+                    del self._live[session_id]
+            return list(self._live)
 
     def close(self) -> list[SessionActor]:
         """Take no more commands; whoever waits gets ``RuntimeClosed``. Returns who still works."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from understudy.actors.core import (
     asks,
@@ -18,6 +18,7 @@ from understudy.actors.core import (
 from understudy.actors.core.commands import Command
 from understudy.actors.core.draft import Decision, Draft
 from understudy.actors.core.state import Moment, Rules, State
+from understudy.errors import RuntimeClosed
 
 _HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
     commands.SubmitPrompt: prompts.submit,
@@ -39,6 +40,8 @@ _HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
     commands.ExecutionLost: turns.execution_lost,
 }
 
+_STARTING: Final = (commands.SubmitPrompt, commands.RequestCompaction, commands.Reply)
+
 
 def decide(state: State, command: Command, moment: Moment, rules: Rules) -> Decision:
     """What ``command`` does to a session in ``state``: a change, effects and a reply.
@@ -46,6 +49,8 @@ def decide(state: State, command: Command, moment: Moment, rules: Rules) -> Deci
     Pure: the same arguments give the same decision. Raises the error a caller should see
     (``InvalidInput``, ``SessionBusy``, ``PromptConflict``, …); nothing has happened then.
     """
+    if state.closing and isinstance(command, _STARTING):
+        raise RuntimeClosed("The runtime is closing")
     draft = Draft(state, moment, rules)
     reply = _HANDLERS[type(command)](draft, command)
     return draft.finish(reply)

@@ -45,6 +45,7 @@ class Draft:
         "_ids",
         "_seq",
         "asks",
+        "closing",
         "compacted",
         "compaction",
         "effects",
@@ -65,6 +66,7 @@ class Draft:
         self.compaction = state.compaction
         self.asks = state.asks
         self.compacted = state.compacted
+        self.closing = state.closing
         self.moment = moment
         self.rules = rules
         self.facts: list[AnyFact] = []
@@ -133,5 +135,6 @@ class Draft:
             compaction=self.compaction,
             asks=self.asks,
             compacted=self.compacted,
+            closing=self.closing,
         )
         return Decision(state, tuple(self.facts), tuple(self.effects), reply)

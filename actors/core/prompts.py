@@ -170,6 +170,7 @@ def abort(d: Draft, command: Abort) -> bool:
     """
     if command.message_id is not None:
         return _abort_one(d, command.message_id, command.reason)
+    d.closing = d.closing or command.reason == "close"
     if command.reason == "close" and turns.waits_for_person(d):
         turns.interrupt_work(d, "close")
         return True
@@ -184,10 +185,7 @@ def abort(d: Draft, command: Abort) -> bool:
             settle_waiting(d, entry, "interrupted", command.reason)
         d.queue = ()
         _queue_ended(d)
-    if command.reason == "close" and d.queue:
-        d.set_status(IDLE)
-    else:
-        turns.advance(d)
+    turns.advance(d)
     return did
 
 

@@ -167,6 +167,7 @@ class State(msgspec.Struct, frozen=True):
     last finished step. That, a turn's failures and repeats and what a step ``asked`` are not
     stored: after a restart they begin anew, bounded by the attempts of prompts and markers, which
     are, by the turn's steps, which are counted, or by the answers of the person it waits for.
+    ``closing``: its runtime closes, and nothing starts any more.
     """
 
     info: Session
@@ -177,6 +178,7 @@ class State(msgspec.Struct, frozen=True):
     compaction: Compaction | None = None
     asks: dict[str, Ask] = {}
     compacted: bool = False
+    closing: bool = False
 
     @property
     def idle(self) -> bool:

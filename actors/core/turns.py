@@ -17,6 +17,7 @@ from understudy.actors.core.effects import Cancel, RunStep
 from understudy.actors.core.state import Step, Turn
 from understudy.store.events import MessageRemoved, PromptSettled, SessionFailed
 from understudy.store.records import (
+    IDLE,
     AssistantMessage,
     Failure,
     MessageTime,
@@ -279,10 +280,12 @@ def advance(d: Draft, *, last: Step | None = None, delay_s: float = 0.0) -> None
         open_step(d, prompts.join_steering(d, turn), last=last, delay_s=delay_s)
     elif pending is not None:
         compaction.start(d)
-    elif d.queue:
-        prompts.start_turn(d)
-    else:
+    elif not d.queue:
         d.set_idle()
+    elif d.closing:
+        d.set_status(IDLE)
+    else:
+        prompts.start_turn(d)
 
 
 def waits_for_person(d: Draft) -> bool:

@@ -14,7 +14,7 @@ from understudy.actors.core.commands import (
 )
 from understudy.actors.core.state import Limits, Rules
 from understudy.actors.models.protocol import UserText, UserTurn
-from understudy.errors import MessageNotFound, PromptConflict, SessionBusy
+from understudy.errors import MessageNotFound, PromptConflict, RuntimeClosed, SessionBusy
 from understudy.store.records import ModelRef
 
 
@@ -284,6 +284,28 @@ def test_closing_ends_what_runs_and_starts_nothing_new() -> None:
     queued = stage.prompt("b")
     stage.send(Abort(reason="close"))
     assert stage.outcome(first) == "interrupted"
+    assert not stage.running
+    assert stage.rows.status.type == "idle"
+    assert stage.outcome(queued) is None
+    stage.crash()
+    stage.answer()
+    assert stage.outcome(queued) == "answered"
+    check_settled(stage)
+
+
+@pytest.mark.parametrize("late", [Abort(), Abort(reason="timeout"), Abort(reason="close")])
+def test_once_it_closes_nothing_starts_whatever_comes(late: Abort) -> None:
+    stage = Stage()
+    stage.prompt("a")
+    queued = stage.prompt("b")
+    stage.send(Abort(reason="close"))
+    stage.send(late)
+    with pytest.raises(RuntimeClosed):
+        stage.prompt("c")
+    with pytest.raises(RuntimeClosed):
+        stage.prompt("d", when_busy="interrupt")
+    with pytest.raises(RuntimeClosed):
+        stage.send(RequestCompaction())
     assert not stage.running
     assert stage.rows.status.type == "idle"
     assert stage.outcome(queued) is None

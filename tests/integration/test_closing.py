@@ -1,0 +1,146 @@
+"""A close in the midst of everything: nothing is left at work, whatever came in last."""
+
+import threading
+
+import pytest
+
+from understudy import Runtime, errors
+from understudy.actors import session_actor
+from understudy.actors.core.commands import UpdateSession
+from understudy.gateway.audit import audit
+from understudy.testing import Call, Gate, Say, ScriptedModel, Wait
+
+
+def left_open(path):
+    """What the rows say is at work, prompts that wait not counted."""
+    return [
+        violation
+        for violation in audit(path).violations
+        if not (violation.kind == "stuck" and violation.what.startswith("inbox "))
+    ]
+
+
+def outcomes(path, session_id):
+    with Runtime(path, model="scripted", durability="normal") as again:
+        session = again.session(session_id)
+        session.wait_idle(timeout_s=15)
+        return [(prompt.outcome, prompt.reason) for prompt in session.prompts()]
+
+
+@pytest.fixture
+def at_the_end(monkeypatch):
+    """``at_the_end(runtime, act)``: act when all that ran was ended, and its actors still live."""
+
+    def install(runtime, act):
+        registry = runtime.engine.registry
+        real = registry.close
+
+        def close():
+            act()
+            return real()
+
+        monkeypatch.setattr(registry, "close", close)
+
+    return install
+
+
+def test_a_child_that_is_closed_before_its_parent_stays_closed(path, at_the_end, eventually):
+    gate, told = Gate(), threading.Event()
+
+    def script(request):
+        asked = request.turns[-1].content[0].text if request.turns else ""
+        return [Call("delegate", {})] if asked == "parent" else [Wait(gate), Say("never")]
+
+    def delegate() -> str:
+        """Wait for a child that others prompt."""
+        told.wait(20)
+        return "done"
+
+    runtime = Runtime(
+        path, model=ScriptedModel(script), tools=[delegate], durability="normal"
+    ).start()
+    parent = runtime.create_session()
+    child = runtime.create_session(parent_id=parent.id)
+    parent.prompt("parent")
+    child.prompt("runs")
+    child.prompt("waits")
+    gate.wait_reached()
+    eventually(lambda: parent.id in runtime.engine.executor.sessions())
+
+    def end_children():
+        """As the parent's end does, in a thread of its own."""
+        actor = runtime.engine.registry.actor(child.id)
+        runtime.engine.abort_children(parent.id, "close")
+        eventually(lambda: actor.settled)
+
+    at_the_end(runtime, end_children)
+    runtime.close()
+    told.set()
+    assert left_open(path) == []
+    assert outcomes(path, child.id) == [("interrupted", "close"), ("answered", None)]
+
+
+def test_a_prompt_that_waits_for_an_idle_actor_is_ended_too(path, at_the_end, crew, monkeypatch):
+    """Its actor has not seen it when the close looks who is at work."""
+    hold, held = threading.Event(), threading.Event()
+    real = session_actor.decide
+
+    def decide(state, command, moment, rules):
+        if getattr(command, "title", None) == "hold":
+            held.set()
+            hold.wait(20)
+        return real(state, command, moment, rules)
+
+    monkeypatch.setattr(session_actor, "decide", decide)
+    model = ScriptedModel([[Wait(Gate()), Say("never")]])
+    runtime = Runtime(path, model=model, threads=1, durability="normal").start()
+    session, other = runtime.create_session(), runtime.create_session()
+    runtime.engine.send(other.id, UpdateSession(title="hold"))
+    assert held.wait(15)
+    mailbox = runtime.engine.registry.actor(session.id).actor_inbox
+    caller = crew().call(session.prompt, "late").start()
+    while mailbox.empty():
+        held.wait(0.001)
+
+    def let_go():
+        hold.set()
+        caller.outcomes()
+
+    at_the_end(runtime, let_go)
+    closer = crew().call(runtime.close).start()
+    while len(mailbox._items) < 2 and not hold.is_set():  # until it is told to end, or is not
+        held.wait(0.001)
+    hold.set()
+    assert closer.outcomes() == [True]
+    assert left_open(path) == []
+    assert outcomes(path, session.id) == [("interrupted", "close")]
+
+
+def test_who_was_let_in_before_the_close_and_comes_after_it_is_refused(
+    path, at_the_end, monkeypatch
+):
+    gate = Gate()
+    model = ScriptedModel([[Wait(gate), Say("never")]])
+    runtime = Runtime(path, model=model, durability="normal").start()
+    busy, idle, asleep = (runtime.create_session() for _ in range(3))
+    busy.prompt("runs")
+    busy.prompt("waits")
+    gate.wait_reached()
+    runtime.engine.registry.passivate(-1.0)
+    late = []
+
+    def come():
+        for session in (busy, idle, asleep):
+            for call, words in ((session.prompt, ("late",)), (session.compact, ())):
+                try:
+                    late.append(call(*words))
+                except errors.RuntimeClosed as refused:
+                    late.append(type(refused))
+
+    monkeypatch.setattr(runtime.engine, "must_be_open", lambda: None)
+    at_the_end(runtime, come)
+    runtime.close()
+    assert late == [errors.RuntimeClosed] * 6
+    assert left_open(path) == []
+    assert outcomes(path, busy.id) == [("interrupted", "close"), ("answered", None)]
+    assert outcomes(path, idle.id) == []
