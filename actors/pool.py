@@ -191,6 +191,10 @@ class Mailbox:
         actor = self.actor
         if actor is not None:
             actor.run_batch()
+        return self.goes_on()
+
+    def goes_on(self) -> bool:
+        """Whether there is more to do. If not, the next message schedules it again."""
         with self._lock:
             self._scheduled = bool(self._items) and not self._paused
             return self._scheduled
@@ -228,6 +232,15 @@ class PooledActor(pykka.Actor):
 
     def on_yield(self) -> None:
         """Called when the actor gives its thread back."""
+
+    def _handle_receive(self, message: Any) -> Any:
+        """For what is no ``Exception`` pykka stops all actors of the process, the host's too."""
+        try:
+            return super()._handle_receive(message)
+        except Exception:
+            raise
+        except BaseException as error:
+            raise RuntimeError(f"A handler raised {type(error).__name__}") from error
 
     def run_batch(self) -> None:
         try:
@@ -291,7 +304,7 @@ class ThreadPool:
                 return
 
     def _run_one(self, number: int, mailbox: Mailbox, run: Callable[[], bool]) -> bool:
-        """False if it was given up on, perhaps at this very moment: the mailbox is not ours."""
+        """False if it was given up on, perhaps at this very moment: the thread is replaced."""
         self._running[number] = (mailbox, self._monotonic_s())
         again = False
         try:
@@ -299,12 +312,12 @@ class ThreadPool:
                 again = run()
         except BaseException:
             logger.exception("A handler let an exception escape")
+            again = mailbox.goes_on()
         with self._lock:
-            if self._running.pop(number, None) is None:
-                return False
-        if again:
+            ours = self._running.pop(number, None) is not None
+        if again:  # one that was given up on and replaced is empty: its old actor finds nothing
             self._ready.put(mailbox)
-        return True
+        return ours
 
     def may_lend(self) -> bool:
         """Only while no actor runs: a thread that is awake takes the next one sooner than this one.

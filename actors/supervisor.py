@@ -108,7 +108,7 @@ class Supervisor(PooledActor):
         if isinstance(message, Died):
             try:
                 self._count(message)
-            except Exception:
+            except BaseException:  # it would be the end of all restarts
                 logger.exception("The supervisor failed on %s", message.session_id)
 
     def sessions(self) -> list[str]:

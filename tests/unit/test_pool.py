@@ -5,13 +5,15 @@ import logging
 import random
 import sys
 import threading
+import time
 from contextvars import ContextVar
 
+import pykka
 import pytest
 from pykka._envelope import Envelope
 
 from understudy import RestartPolicy
-from understudy.actors.pool import Mailbox, PooledActor, ThreadPool
+from understudy.actors.pool import BATCH, Mailbox, PooledActor, ThreadPool
 from understudy.actors.supervisor import Died, Supervisor
 from understudy.actors.workers import WorkerThreads
 from understudy.testing import VirtualClock
@@ -52,6 +54,77 @@ def test_an_exception_that_escapes_a_handler_costs_the_pool_no_thread(quiet, err
     second.put(Envelope("hello"))
     assert other.reached.wait(15)
     assert other.got == ["hello"]
+    assert pool.stop(15)
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_a_mailbox_goes_on_after_an_exception_that_escaped(quiet, waiting):
+    pool = ThreadPool(1, monotonic_s=CLOCK.monotonic_s)
+    mailbox = Mailbox(pool)
+    actor = Careless(mailbox)
+    mailbox.put(Envelope(SystemExit(3)))
+    if waiting:
+        mailbox.put(Envelope("hello"))
+    pool.start()
+    if not waiting:
+        until = time.monotonic() + 15
+        while not mailbox.idle and time.monotonic() < until:
+            time.sleep(0.001)
+        mailbox.put(Envelope("hello"))
+    assert actor.reached.wait(15)
+    assert actor.got == ["hello"]
+    assert pool.stop(15)
+
+
+def test_what_is_no_exception_stops_its_actor_and_none_of_the_hosts(quiet):
+    class Fatal(PooledActor):
+        def on_receive(self, message):
+            handled.set()
+            raise message
+
+    class Host(pykka.ThreadingActor):
+        def on_receive(self, message):
+            return message
+
+    host = Host.start()
+    pool = ThreadPool(1, monotonic_s=CLOCK.monotonic_s)
+    handled = threading.Event()
+    mailbox = Mailbox(pool)
+    actor = Fatal(mailbox)
+    mailbox.put(Envelope(SystemExit(3)))
+    pool.start()
+    assert handled.wait(15)
+    assert pool.stop(15)
+    assert actor.actor_stopped.is_set()
+    assert host.ask("alive", timeout=15) == "alive"
+    host.stop()
+
+
+def test_a_mailbox_that_was_told_to_hang_and_was_not_replaced_goes_on():
+    clock = VirtualClock()
+    pool = ThreadPool(1, monotonic_s=clock.monotonic_s)
+    held, hold, over = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(PooledActor):
+        def on_receive(self, message):
+            if message == "last":
+                over.set()
+                return
+            held.set()
+            hold.wait(15)
+
+    mailbox = Mailbox(pool)
+    Slow(mailbox)
+    pool.start()
+    mailbox.put(Envelope("first"))
+    assert held.wait(15)
+    for _ in range(BATCH):
+        mailbox.put(Envelope("more"))
+    mailbox.put(Envelope("last"))
+    clock.advance(2.0)
+    assert pool.hung(1.0) == [mailbox]
+    hold.set()
+    assert over.wait(15)
     assert pool.stop(15)
 
 
@@ -113,11 +186,18 @@ def test_a_job_that_lets_an_exception_escape_costs_the_workers_no_thread(quiet):
     workers.close()
 
 
-def test_a_supervisor_that_fails_on_one_session_goes_on_with_the_next(quiet):
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3)])
+def test_a_supervisor_that_fails_on_one_session_goes_on_with_the_next(quiet, error):
     class Charge:
         clock = VirtualClock()
-        store = None
         counted = []
+
+        @property
+        def store(self):
+            if not self.counted:
+                self.counted.append("failed")
+                raise error
+            return self
 
         def record_crash(self, session_id, **_):
             self.counted.append(session_id)
@@ -132,8 +212,7 @@ def test_a_supervisor_that_fails_on_one_session_goes_on_with_the_next(quiet):
     supervisor.on_receive("not news")
     for name in ("a", "b"):
         supervisor.on_receive(Died(name, Mailbox(None), ValueError("no"), None))
-        charge.store = charge
-    assert charge.counted == ["b"]
+    assert charge.counted == ["failed", "b"]
 
 
 # --- threads that callers lend -----------------------------------------------------------------
