@@ -145,6 +145,7 @@ class Engine:
         self._background = self.platform.calls("understudy-calls", 4)
         self._lock = threading.Lock()
         self._state: Literal["new", "open", "closing", "closed"] = "new"
+        self._starting = False
         self._pid = os.getpid()
         self._closer: int | None = None
         self._ended = threading.Event()
@@ -153,11 +154,14 @@ class Engine:
     # --- life ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Open the store, start the threads, recover what is unfinished."""
+        """Open the store, start the threads, recover what is unfinished.
+
+        Closed meanwhile from elsewhere, it ends what it began, and raises ``RuntimeClosed``.
+        """
         with self._lock:
             if self._state != "new":
                 raise RuntimeClosed("A runtime starts once")
-            self._state = "open"
+            self._state, self._starting = "open", True
         try:
             self.store.open()
             self.publisher.open(self.store.read)
@@ -167,8 +171,12 @@ class Engine:
             self.registry.quarantined.update(self.store.read.quarantined())
             self.orphans.recover_all()
             self.upkeep.start()
+            with self._lock:
+                if self._state != "open":
+                    raise RuntimeClosed("The runtime was closed as it started")
+                self._starting = False
         except BaseException:
-            self.close(timeout_s=2.0)
+            self._end(0.0, 2.0)
             raise
 
     def close(self, *, drain_s: float = 0.0, timeout_s: float = 5.0) -> bool:
@@ -180,19 +188,24 @@ class Engine:
         if os.getpid() != self._pid:
             return True  # a fork's copy: threads, claims and lock are its parent's
         with self._lock:
-            before, me = self._state, threading.get_ident()
+            before = self._state
             if before in ("new", "open"):
-                self._state, self._closer = "closing", me
-        if before in ("closing", "closed"):
-            if self._closer != me and not in_event_loop():
-                self._ended.wait(drain_s + timeout_s)
-            return self._clean
+                self._state = "closing"
+            mine = before == "new" or (before == "open" and not self._starting)
+        if mine:
+            self._end(drain_s, timeout_s, started=before == "open")
+        elif self._closer != threading.get_ident() and not in_event_loop():
+            return self._ended.wait(drain_s + timeout_s) and self._clean
+        return self._clean
+
+    def _end(self, drain_s: float, timeout_s: float, *, started: bool = True) -> None:
+        """Close, once: for the first who closes it, or who starts it if it is not up yet."""
+        self._state, self._closer = "closing", threading.get_ident()
         try:
-            self._clean = self._close(drain_s, timeout_s, started=before == "open")
+            self._clean = self._close(drain_s, timeout_s, started=started)
         finally:
             self._state = "closed"
             self._ended.set()
-        return self._clean
 
     def _close(self, drain_s: float, timeout_s: float, *, started: bool) -> bool:
         deadline = self.clock.monotonic_s() + drain_s + timeout_s

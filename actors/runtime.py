@@ -158,7 +158,8 @@ class Runtime:
     def start(self) -> Self:
         """Open the store and make every session whole. Returns self.
 
-        Raises ``StoreUnreadable``, ``StoreTooNew``, ``StoreBusy``, ``StoreFull``.
+        Raises ``StoreUnreadable``, ``StoreTooNew``, ``StoreBusy``, ``StoreFull``; and
+        ``RuntimeClosed`` if it was started before, or is closed meanwhile.
         """
         self.engine.start()
         return self

@@ -144,3 +144,75 @@ def test_who_was_let_in_before_the_close_and_comes_after_it_is_refused(
     assert left_open(path) == []
     assert outcomes(path, busy.id) == [("interrupted", "close"), ("answered", None)]
     assert outcomes(path, idle.id) == []
+
+
+@pytest.fixture
+def starting(path, monkeypatch):
+    """``starting(step)``: a runtime, held in a step of its start; who starts it; what lets it go."""
+    go = threading.Event()
+
+    def begin(step):
+        runtime, reached = Runtime(path, durability="normal"), threading.Event()
+        place = getattr(runtime.engine, step[0])
+        real = getattr(place, step[1])
+
+        def hold():
+            real()
+            reached.set()
+            go.wait(20)
+
+        monkeypatch.setattr(place, step[1], hold)
+        outcome = []
+        starter = threading.Thread(target=lambda: outcome.append(_raised(runtime.start)))
+        starter.start()
+        assert reached.wait(15)
+
+        def let_go():
+            go.set()
+            starter.join(15)
+            return outcome
+
+        return runtime, let_go
+
+    yield begin
+    go.set()
+
+
+def _raised(call):
+    try:
+        return call()
+    except errors.UnderstudyError as error:
+        return type(error)
+
+
+STEPS = (("store", "open"), ("orphans", "recover_all"), ("upkeep", "start"))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_runtime_that_is_closed_as_it_starts_gives_everything_back(
+    path, starting, crew, eventually, step
+):
+    eventually(lambda: not _ours())
+    runtime, let_go = starting(step)
+    closers = crew().call(runtime.close, times=2).start()
+    eventually(lambda: runtime.engine._state == "closing")
+    assert let_go() == [errors.RuntimeClosed]
+    assert closers.outcomes() == [True, True]
+    eventually(lambda: not _ours())
+    assert not list(path.parent.glob("*.lock"))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_close_does_not_wait_for_ever_for_a_start(path, starting, eventually, step):
+    runtime, let_go = starting(step)
+    assert not runtime.close(timeout_s=0.1)
+    with pytest.raises(errors.RuntimeClosed):
+        runtime.create_session()
+    assert let_go() == [errors.RuntimeClosed]
+    assert runtime.close()
+    assert not list(path.parent.glob("*.lock"))
+    eventually(lambda: not _ours())
+
+
+def _ours():
+    return [each.name for each in threading.enumerate() if each.name.startswith("understudy-")]
