@@ -148,7 +148,7 @@ def test_who_was_let_in_before_the_close_and_comes_after_it_is_refused(
 
 @pytest.fixture
 def starting(path, monkeypatch):
-    """``starting(step)``: a runtime, held in a step of its start; who starts it; what lets it go."""
+    """``starting(step)``: a runtime held in a step of its start, and what lets it go on."""
     go = threading.Event()
 
     def begin(step):
