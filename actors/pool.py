@@ -123,11 +123,18 @@ class Mailbox:
         with self._lock:
             self._items.appendleft(Envelope(message))
 
-    def drop(self, unwanted: Callable[[Any], bool]) -> None:
-        """Forget messages that nobody may handle any more."""
+    def drop(self, unwanted: Callable[[Any], bool]) -> list[Any]:
+        """Forget messages that nobody may handle any more; returns them."""
+        dropped: list[Any] = []
         with self._lock:
-            kept = [each for each in self._items if not unwanted(each.message)]
-            self._items = deque(kept)
+            kept: deque[Envelope[Any]] = deque()
+            for each in self._items:
+                if unwanted(each.message):
+                    dropped.append(each.message)
+                else:
+                    kept.append(each)
+            self._items = kept
+        return dropped
 
     def get(self) -> Envelope[Any]:
         with self._lock:

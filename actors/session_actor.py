@@ -9,7 +9,7 @@ actor holds no thread; the writer calls back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -255,7 +255,7 @@ class SessionActor(PooledActor):
                 self._crashes = 0
             self._mailbox.resume()
         elif isinstance(error, SessionFenced):
-            self._lose(batch)
+            self._lose(batch, error)
         elif isinstance(error, UnderstudyError):
             self._not_stored(batch, error)
         else:
@@ -297,27 +297,25 @@ class SessionActor(PooledActor):
 
     def _refuse_waiting(self, error: UnderstudyError) -> None:
         """Tell whoever waits: a delete, say, that only ever comes after what is tried again."""
-        refused: list[Pending[Any]] = []
+        self._refuse(lambda each: not each.again and type(each.command) is not Wake, error)
 
-        def waits(each: Any) -> bool:
-            if type(each) is not Request or each.again or type(each.command) is Wake:
-                return False
-            if each.reply is not None:
-                refused.append(each.reply)
-            return True
+    def _refuse(self, unwanted: Callable[[Request], bool], error: UnderstudyError) -> None:
+        dropped = self._mailbox.drop(lambda each: type(each) is Request and unwanted(each))
+        for request in dropped:
+            if request.reply is not None:
+                request.reply.fail(error)
 
-        self._mailbox.drop(waits)
-        for reply in refused:
-            reply.fail(error)
-
-    def _lose(self, batch: Batch) -> None:
+    def _lose(self, batch: Batch, error: SessionFenced) -> None:
         """Somebody else owns the session, or it is gone. What was asked is asked again of them."""
         self._dead = True
         self._around.executor.cancel(self.session_id, "lost")
         self._around.publisher.cut(self.session_id)
-        for request in reversed(batch.requests):
-            if not request.again and type(request.command) is not Recover:
-                self._mailbox.put_back(request)
+        asked = [r for r in batch.requests if not r.again and type(r.command) is not Recover]
+        for request in reversed(asked):
+            self._mailbox.put_back(request)
+        for reply, _, _ in batch.replies:
+            if not any(request.reply is reply for request in asked):
+                reply.fail(error)
         self._around.actor_ended(self.session_id, self._mailbox, None)
 
     # --- a new incarnation ---------------------------------------------------------------------
@@ -392,7 +390,8 @@ class SessionActor(PooledActor):
         )
         batch.add(Request(recover, done), decision)
         # Whatever executors of a dead incarnation still had to say is void.
-        self._mailbox.drop(lambda each: type(each) is Request and each.again)
+        void = f"The actor of session {self.session_id} was replaced"
+        self._refuse(lambda each: each.again, SessionFenced(void, session_id=self.session_id))
         if facts:
             # Until this is committed the session is what its rows say.
             unfinished = found.prompts or found.messages or found.parts

@@ -26,6 +26,7 @@ from understudy.actors import session_actor
 from understudy.actors.core.commands import UpdateSession
 from understudy.actors.messages import Crash
 from understudy.actors.models.scripted import Call, Gate, Say, Wait, steps_taken
+from understudy.actors.pending import Pending
 from understudy.errors import (
     CommandTimeout,
     RuntimeClosed,
@@ -862,3 +863,29 @@ def test_a_runtime_that_was_never_started_leaves_nothing_and_says_so(tmp_path):
     assert descriptors() == before
     with pytest.raises(RuntimeClosed, match="start"):
         runtime.create_session()
+
+
+def test_what_an_executor_had_to_say_to_a_dead_actor_is_answered(opened):
+    """A newer incarnation drops it, and whoever waits for its end is told."""
+    runtime = opened(restart=RestartPolicy(backoff_s=0.2))
+    session = runtime.create_session()
+    with pytest.raises(errors.ActorCrashed):
+        session._crash()
+    late = Pending()
+    runtime.engine.prove(session.id, late)
+    with pytest.raises(errors.SessionFenced):
+        late.get(timeout=15)
+    assert session.prompt("go").result(timeout_s=15)
+
+
+def test_what_an_executor_had_to_say_to_an_actor_that_lost_its_session_is_answered(opened, path):
+    runtime = opened()
+    session = runtime.create_session()
+    with sqlite3.connect(path) as c:
+        c.execute("UPDATE claim SET owner = NULL, epoch = epoch + 1")
+    c.close()
+    proof = Pending()
+    runtime.engine.prove(session.id, proof)
+    with pytest.raises(errors.SessionFenced):
+        proof.get(timeout=15)
+    assert session.prompt("go").result(timeout_s=15)
