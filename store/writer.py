@@ -148,12 +148,12 @@ class Writer:
 
     # --- in the lane ---------------------------------------------------------------------------
 
-    def commit(self, jobs: Sequence[Job]) -> None:
-        """Commit jobs in one transaction, and call back."""
+    def commit(self, jobs: Sequence[Job], *, again: bool = False) -> None:
+        """Commit jobs in one transaction, and call back. ``again`` after they failed together."""
         try:
             outcome = self._attempt(jobs)
         except Exception as error:  # noqa: BLE001 - every failure is told to whoever waits
-            self._recover(jobs, error)
+            self._recover(jobs, error, again=again)
             return
         with OneAtATime():
             self._tell(outcome)
@@ -210,17 +210,17 @@ class Writer:
         tx.flush()
         return outcome
 
-    def _recover(self, jobs: Sequence[Job], error: Exception) -> None:
+    def _recover(self, jobs: Sequence[Job], error: Exception, *, again: bool) -> None:
         """Nothing was written. Try each job alone, so that a bad one fails alone."""
         failure = error if isinstance(error, UnderstudyError) else _as_ours(error)
-        if isinstance(failure, StoreFull):
+        if isinstance(failure, StoreFull) and not again:
             self._checkpoint("PASSIVE")  # where the log cannot grow, it can still begin anew
         if len(jobs) == 1:
             self._call(jobs[0].done, None, [], failure)
             return
         logger.warning("A group of %d changes failed (%s); trying each alone", len(jobs), error)
         for job in jobs:
-            self.commit([job])
+            self.commit([job], again=True)
 
     def _bound_log(self) -> None:
         """Say at which size the next commit brings the log back."""

@@ -16,6 +16,7 @@ from understudy.store.events import SessionCreated
 from understudy.store.reads import cursor_before
 from understudy.store.records import Session, SessionTime
 from understudy.store.store import Store
+from understudy.store.writer import Job
 
 
 @pytest.fixture
@@ -210,6 +211,46 @@ def test_a_log_that_cannot_grow_is_brought_back_to_begin_anew(tmp_path):
     new_session(store, "ses_2")
     assert log_bytes(store) == before
     store.close()
+
+
+def test_a_group_that_finds_the_disk_full_brings_the_log_back_once(tmp_path, monkeypatch):
+    held, hold, full = threading.Event(), threading.Event(), threading.Event()
+
+    def fault(point):
+        if point == "begin" and not full.is_set():
+            held.set()
+            assert hold.wait(15)
+        elif point == "commit" and full.is_set():
+            raise sqlite3.OperationalError("database or disk is full")
+
+    hold.set()
+    store = Store(
+        tmp_path / "a.db", runtime_id="r", wall_ms=lambda: 1, published=lambda _: None, fault=fault
+    )
+    store.open()
+    modes, errors_told, told = [], [], threading.Semaphore(0)
+
+    def done(_result, _events, error):
+        errors_told.append(error)
+        told.release()
+
+    hold.clear()
+    held.clear()
+    store._writer.submit(Job(done, work=lambda _: (None, [])))
+    assert held.wait(15)
+    for _ in range(3):
+        store._writer.submit(Job(done, work=lambda _: (None, [])))
+    monkeypatch.setattr(store._writer, "_checkpoint", modes.append)
+    full.set()
+    hold.set()
+    for _ in range(4):
+        assert told.acquire(timeout=15)
+    full.clear()
+    monkeypatch.undo()
+    store.close()
+    assert {type(error) for error in errors_told} == {errors.StoreFull}
+    # The first was alone, the other three a group.
+    assert modes == ["PASSIVE", "PASSIVE"]
 
 
 def test_the_crash_of_a_session_that_is_gone_is_refused(stored):
