@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from understudy.actors.core.commands import OpenAsk, ToolFinished, ToolProgress
+from understudy.actors.coroutines import GRACE_S
 from understudy.actors.handles import in_event_loop
 from understudy.actors.hooks import enter_hook
 from understudy.actors.pending import Pending
@@ -298,23 +299,31 @@ class CallRun:
             return ToolError(f"Not run: {LOST_MAX:,} calls that were given up on never returned")
         loop = asyncio.get_running_loop()
         finished: asyncio.Future[ToolResult | BaseException | None] = loop.create_future()
-        thread_id: list[int] = []
+        runs = False
 
         def job() -> None:
-            thread_id.append(threading.get_ident())
+            nonlocal runs
             if self._is_over():
                 return
+            runs = True
             proved = self._executor.lasts(self._term)
             result = _called(tool, arguments, self.context) if proved else None
+            runs = False
             _tell(loop, finished, result)
 
+        def look() -> None:
+            if runs:
+                name = f"Tool {tool.name} of session {self._part.session_id}"
+                logger.warning("%s goes on %g s after it was given up on", name, GRACE_S)
+
         inherited = contextvars.copy_context()
-        self._executor.workers.submit(lambda: inherited.run(job))
+        give_up = self._executor.workers.submit(lambda: inherited.run(job))
         try:
             return await finished
         except asyncio.CancelledError:
-            if thread_id:
-                self._executor.workers.abandon(thread_id[0])
+            give_up()
+            if runs:
+                self._executor.call_later(GRACE_S, look)
             raise
 
     def _is_over(self) -> bool:

@@ -12,7 +12,6 @@ import asyncio
 import contextvars
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -209,20 +208,14 @@ class Hooks:
             if not waited_for:
                 self._note(call, give_up, done)
             return done, give_up
-        thread_ids: list[int] = []
-
-        def abandon() -> None:
-            if thread_ids:
-                self.workers.abandon(thread_ids[0])
 
         def job() -> None:
-            thread_ids.append(threading.get_ident())
             if not waited_for:
-                self._note(call, abandon, done)
+                self._note(call, lambda: give_up(), done)  # noqa: PLW0108 - it may not be there yet
             context.run(_guarded, hook, call, done)
 
-        self.workers.submit(job)
-        return done, abandon
+        give_up = self.workers.submit(job)
+        return done, give_up
 
     def _note(self, call: HookCall, give_up: GiveUp, done: Pending[Any]) -> None:
         """Keep it among those that run until it is done, or given up on."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final, Protocol
 
+from understudy.actors.coroutines import GiveUp
+
 logger = logging.getLogger("understudy.tools")
 
 _LINGER_S: Final = 10.0
@@ -34,12 +36,11 @@ class Workers(Protocol):
         """How many functions run that were given up on."""
         ...
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Run ``job`` soon. It must not raise."""
-        ...
+    def submit(self, job: Callable[[], None]) -> GiveUp:
+        """Run ``job`` soon; it must not raise. Call the result when nobody waits for it any more.
 
-    def abandon(self, thread_id: int) -> None:
-        """Nobody waits any more for the job that runs in this thread."""
+        That does not keep one from running which has not begun.
+        """
         ...
 
     def waiting(self) -> AbstractContextManager[None]:
@@ -49,41 +50,52 @@ class Workers(Protocol):
     def close(self) -> None: ...
 
 
+class _Run:
+    """One job. ``runs`` from its beginning to its end."""
+
+    __slots__ = ("given_up", "job", "runs")
+
+    def __init__(self, job: Callable[[], None]) -> None:
+        self.job = job
+        self.runs = self.given_up = False
+
+
 class WorkerThreads:
     """Runs functions on up to ``limit`` threads, made on demand and ended when idle.
 
-    A function its caller gave up on (``abandon``) no longer counts against the limit: the thread
+    A function its caller gave up on no longer counts against the limit: the thread
     under it ends when the function does, and does not keep the process alive. Nor does one that is
     ``waiting``; when it goes on there may be more threads than the limit, until one is done.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Run | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
         self._idle = 0
         self._waiting = 0
-        self._abandoned: set[int] = set()
+        self._lost = 0
         self._closed = False
 
     @property
     def lost(self) -> int:
-        return len(self._abandoned)
+        return self._lost
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], None]) -> GiveUp:
+        run = _Run(job)
         with self._lock:
             self._waiting += 1
             if self._waiting > self._idle and self._threads < self._limit:
                 self._threads += 1
                 self._start_thread()
-        self._jobs.put(job)
+        self._jobs.put(run)
+        return lambda: self._give_up(run)
 
     def _start_thread(self) -> None:
         threading.Thread(target=self._run, name="understudy-tool", daemon=True).start()
 
     def _run(self) -> None:
-        me = threading.get_ident()
         _here.workers = self
         while True:
             with self._lock:
@@ -92,34 +104,37 @@ class WorkerThreads:
                     return
                 self._idle += 1
             try:
-                job = self._jobs.get(timeout=_LINGER_S)
+                run = self._jobs.get(timeout=_LINGER_S)
             except queue.Empty:
-                job = None
+                run = None
             with self._lock:
                 self._idle -= 1
-                if job is None:
+                if run is None:
                     if self._waiting and not self._closed:
                         continue  # a job was handed in at this very moment
                     self._threads -= 1
                     return
                 self._waiting -= 1
+                run.runs = True
             try:
-                job()
+                run.job()
             except BaseException:
                 logger.exception("A job let an exception escape")
             with self._lock:
-                if me in self._abandoned:
-                    self._abandoned.discard(me)
+                run.runs = False
+                if run.given_up:
+                    self._lost -= 1
                     return
                 if self._threads > self._limit:
                     self._threads -= 1
                     return
 
-    def abandon(self, thread_id: int) -> None:
-        """Stop counting a thread whose job nobody waits for any more."""
+    def _give_up(self, run: _Run) -> None:
+        """Stop counting the thread under a job, unless that has ended: it may run another one."""
         with self._lock:
-            if thread_id not in self._abandoned:
-                self._abandoned.add(thread_id)
+            if run.runs and not run.given_up:
+                run.given_up = True
+                self._lost += 1
                 self._leave()
 
     @contextmanager

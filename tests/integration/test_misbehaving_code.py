@@ -261,8 +261,9 @@ def test_hooks_that_never_return_are_bounded(opened, caplog, monkeypatch, eventu
     assert len(hung) == 3
 
 
-def test_tools_that_never_return_are_bounded(opened, monkeypatch, eventually):
+def test_tools_that_never_return_are_bounded_and_reported(opened, monkeypatch, eventually, caplog):
     monkeypatch.setattr("understudy.actors.calls.LOST_MAX", 2)
+    monkeypatch.setattr("understudy.actors.calls.GRACE_S", 0.05)
     release, hung = threading.Event(), []
 
     @tool(timeout_s=0.05)
@@ -280,6 +281,8 @@ def test_tools_that_never_return_are_bounded(opened, monkeypatch, eventually):
     *_, last = [part.state.error for m in session.messages() for part in m.tools]
     assert last == "Not run: 2 calls that were given up on never returned"
     assert hung == [0, 1]
+    words = f"Tool hang of session {session.id} goes on 0.05 s after it was given up on"
+    eventually(lambda: caplog.text.count(words) == 2)
     release.set()
     eventually(lambda: runtime.engine.executor.workers.lost == 0)
 

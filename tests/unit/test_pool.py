@@ -186,6 +186,49 @@ def test_a_job_that_lets_an_exception_escape_costs_the_workers_no_thread(quiet):
     workers.close()
 
 
+def test_a_job_given_up_on_as_it_ended_costs_the_next_one_nothing():
+    workers = WorkerThreads(1)
+    first, held, hold, last = (threading.Event() for _ in range(4))
+
+    def second():
+        held.set()
+        hold.wait(15)
+
+    give_up = workers.submit(first.set)
+    assert first.wait(15)
+    workers.submit(second)
+    assert held.wait(15)
+    give_up()
+    assert workers.lost == 0
+    workers.submit(last.set)
+    hold.set()
+    assert last.wait(15)
+    workers.close()
+
+
+def test_a_job_given_up_on_counts_as_lost_until_it_ends():
+    workers = WorkerThreads(1)
+    held, hold, other = threading.Event(), threading.Event(), threading.Event()
+
+    def stuck():
+        held.set()
+        hold.wait(15)
+
+    give_up = workers.submit(stuck)
+    assert held.wait(15)
+    give_up()
+    give_up()
+    assert workers.lost == 1
+    workers.submit(other.set)
+    assert other.wait(15)
+    hold.set()
+    until = time.monotonic() + 15
+    while workers.lost and time.monotonic() < until:
+        time.sleep(0.001)
+    assert workers.lost == 0
+    workers.close()
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3)])
 def test_a_supervisor_that_fails_on_one_session_goes_on_with_the_next(quiet, error):
     class Charge:

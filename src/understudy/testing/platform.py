@@ -10,6 +10,7 @@ from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
+from understudy.actors.coroutines import GiveUp
 from understudy.actors.platform import end_tasks
 from understudy.actors.pool import BATCH, Mailbox
 from understudy.testing.loop import SimulatedLoop
@@ -198,11 +199,10 @@ class SimulatedWorkers:
     def lost(self) -> int:
         return 0
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], None]) -> GiveUp:
+        """One that runs cannot be given up on: nothing else runs meanwhile."""
         self._source.add(job)
-
-    def abandon(self, thread_id: int) -> None:
-        """A job that runs here cannot be given up on: nothing else runs meanwhile."""
+        return lambda: None
 
     def waiting(self) -> AbstractContextManager[None]:
         return nullcontext()
