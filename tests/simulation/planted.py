@@ -16,6 +16,7 @@ import msgspec
 
 from understudy import signals
 from understudy.actors import runtime, session
+from understudy.actors.batch import Batch
 from understudy.actors.calls import CallTime
 from understudy.actors.core import (
     asks,
@@ -28,7 +29,7 @@ from understudy.actors.core import (
     recovery,
     turns,
 )
-from understudy.actors.core.commands import Abort, SubmitPrompt
+from understudy.actors.core.commands import Abort, SubmitPrompt, Unrevert
 from understudy.actors.core.draft import Draft
 from understudy.actors.core.effects import Cancel, ResolveAsk
 from understudy.actors.engine import Engine
@@ -554,6 +555,59 @@ def _let_actors_hang() -> AbstractContextManager[Any]:
 
 def _forget_quarantine_at_a_restart() -> AbstractContextManager[Any]:
     return patch.object(Reads, "quarantined", lambda self: {})
+
+
+def _never_tell_that_a_turn_ended() -> AbstractContextManager[Any]:
+    return patch.object(Engine, "session_changed", lambda self, info, facts: None)
+
+
+def _tell_of_turns_that_others_ended() -> AbstractContextManager[Any]:
+    observe = Outcomes.observe
+
+    def observing(self: Any, event: Any) -> None:
+        observe(self, event)
+        actor = self._host.registry.actor(event.session_id)
+        if event.type == "prompt.settled" and actor is not None and actor.state is not None:
+            self._host.hooks.after_turn(actor.state.info, event.data)
+
+    return patch.object(Outcomes, "observe", observing)
+
+
+def _take_a_revert_back_in_memory_only() -> AbstractContextManager[Any]:
+    def taking_back(d: Any, command: Any) -> Any:
+        d.info = msgspec.structs.replace(d.info, revert=None)
+        return d.info
+
+    return patch.dict(decide._HANDLERS, {Unrevert: taking_back})
+
+
+def _keep_what_a_tracker_knew_of_the_deleted() -> AbstractContextManager[Any]:
+    return patch.object(SessionTracker, "forget", lambda self, key: None)
+
+
+def _forgive_no_crash() -> AbstractContextManager[Any]:
+    return patch.object(Batch, "answered", property(lambda self: False))
+
+
+def _forgive_a_crash_at_any_end() -> AbstractContextManager[Any]:
+    return patch.object(Batch, "answered", property(lambda self: bool(self.settled)))
+
+
+def _let_grandchildren_live() -> AbstractContextManager[Any]:
+    return patch.object(claims, "_TREE", claims._TREE.replace("depth < 1000", "depth < 1"))
+
+
+def _remember_crashes_after_a_reset() -> AbstractContextManager[Any]:
+    lift = claims.lift_quarantine
+
+    def lifting(tx: Any, *, session_id: str, **options: Any) -> Any:
+        before = claims.restart_record(tx, session_id)
+        lifted, events = lift(tx, session_id=session_id, **options)
+        if lifted:
+            claims.put_restart(tx, msgspec.structs.replace(before, quarantined_ms=None))
+        return lifted, events
+
+    return patch.object(claims, "lift_quarantine", lifting)
 
 
 PLANTED = [

@@ -12,15 +12,18 @@ BEGIN: dict[str, int] = {
     "charge a call for people": 137,
     "charge a turn for people": 400,
     "do not watch executions": 23,
+    "forgive no crash": 157,
     "forget quarantine at a restart": 37,
     "forget to forget executions": 23,
     "go on after a refusal": 225,
     "leave asks open": 119,
+    "let grandchildren live": 38,
     "miss a reset by others": 37,
     "queue without end": 41,
     "run hooks of the bypassed": 25,
     "run tools again": 35,
     "stay in retry": 57,
+    "take a revert back in memory only": 79,
     "tell nobody of a quarantine": 88,
 }
 

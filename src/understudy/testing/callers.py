@@ -158,8 +158,12 @@ class Callers:
     async def unrevert(self, session: Session) -> None:
         """Only when it has answered is it known that it will not be carried out later."""
         self._stage.unreverting[session.id] += 1
+        life, cursor = self._stage.watch.life(session.id), self._stage.watch.cursor
         await session.unrevert()
         self._stage.unreverting[session.id] -= 1
+        story = self._story(session.id, life)
+        if story is not None and "revert" in story.record and story.reverted_at <= cursor:
+            self._found("a revert is taken back", session.id)
 
     async def edit(self, session: Session, number: int) -> None:
         """Take a message out of an idle session, or a part of it."""
@@ -180,8 +184,11 @@ class Callers:
         """A copy: what its people said is what was said there, in order."""
         source = self._stage.watch.stories.get(session.id)
         said = source.said() if source is not None and not source.deleted else None
+        internal = source is not None and source.record.get("internal", False)
         fork = await session.fork()
-        copied = self._stage.watch.stories[fork.id].copied
+        copied, record = self._stage.watch.stories[fork.id].copied, fork.record
+        if record.revert is not None or (internal and not record.internal):
+            self._found("a fork is a copy", f"{fork.id}: {record}")
         if said is None or source is None or source.deleted:
             return
         # What was said or taken back in between may be in the copy or not.
@@ -189,11 +196,19 @@ class Callers:
         if not (_within(copied, said) if still else source.heard.issuperset(copied)):
             self._found("a fork is a copy", f"{fork.id} of {session.id}")
 
-    async def delete(self, session: Session) -> None:
-        """When it returns, the session and its children are gone."""
+    async def delete(self, process: Process, session: Session) -> None:
+        """When it returns, the session and its children are gone, and what a tracker knew."""
         watch, life = self._stage.watch, self._stage.watch.life(session.id)
         below = self._below(session.id)
-        await session.delete(missing_ok=True)
+        tracking, failed = self._stage.tracking, process.failed
+        knew = tracking.knew(session.id)
+        internal = watch.stories[session.id].record.get("internal") if life else False
+        deleted = await session.delete(missing_ok=True)
+        # A store that fails may keep them, and an internal session's late hooks must not run.
+        sure = deleted and not internal and process.failed == failed
+        tracked = process.runtime.tracker.knows(session.id)
+        if sure and tracked and knew == tracking.knew(session.id):
+            self._found("gone means gone", f"{session.id} is claimed or bypassed")
         left = [each for each, number in below if watch.life(each) == number]
         if self._story(session.id, life) is not None or left:
             self._found("gone means gone", f"{session.id}, left: {left}")

@@ -53,6 +53,7 @@ class Process:
         self.plan = Plan()
         self.published: int | None = None  # the cursor of the last event it published
         self.lost_reports: set[type[Command]] = set()
+        self.failed = 0  # commits, on purpose
         self.hung_s = 0.0  # the longest that an actor hung and was not replaced
         self.platform = Simulated(scheduler, self.life)
         self._scheduler = scheduler
@@ -129,6 +130,7 @@ class Process:
                 raise Killed
         if plan.failures and plan.failures[0][0] == point:
             _, kind = plan.failures.pop(0)
+            self.failed += 1
             raise sqlite3.OperationalError(FAILURES[kind])
         if point == "committed":
             self._committed(self)

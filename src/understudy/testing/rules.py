@@ -228,8 +228,8 @@ def unreverted(story: Story, record: Row) -> Iterator[Finding]:
 
 def crashed(story: Story, consecutive: int) -> Iterator[Finding]:
     """Crashes are counted one by one; only an answer or a reset starts the count again."""
-    expected = {story.crashes + 1} | ({1} if story.forgivable else set())
-    if consecutive not in expected:
+    expected = 1 if story.forgivable else story.crashes + 1
+    if consecutive != expected:
         yield "crashes are counted", f"{consecutive} after {story.crashes}"
 
 

@@ -199,6 +199,7 @@ class _Play:
                     stage.found("who lost a session lets go", f"{session_id} in {process.name}")
         watch.check_rows()
         stage.check_outputs()
+        stage.hooks.check()
         accepted = [
             (session_id, message_id)
             for session_id in watch.living()
@@ -221,7 +222,7 @@ class _Play:
         def delete() -> None:
             for session_id in self._watch.living():
                 session = Session(first.runtime, session_id)
-                stage.spawn(first, self._workload.callers.delete(session))
+                stage.spawn(first, self._workload.callers.delete(first, session))
 
         if not self._settle(lambda: not self._watch.living() and not stage.talking, delete):
             stage.found("everything can be deleted", f"left: {self._watch.living()}")

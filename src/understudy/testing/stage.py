@@ -264,8 +264,10 @@ class Stage:
         self.found("nothing escapes", f"{type(error).__name__}: {error}")
 
     def _committed(self, process: Process) -> None:
+        ended = len(self.watch.ended)
         for line in self.watch.committed(process.engine.id):
             self.note(line)
+        self.hooks.expect(process, self.watch.ended[ended:])
         seconds = self.freeze_in_call_s
         if seconds is not None and self._is_to_call(process):
             self.freeze_in_call_s = None

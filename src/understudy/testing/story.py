@@ -35,7 +35,7 @@ class Story:
         reset_at: the cursor of its last reset.
         lives: the epoch in which each answer was begun.
         turns: the prompt that each turn was started for.
-        hidden: the messages that its last revert took back.
+        hidden: the messages that its last revert took back; ``reverted_at``: its cursor.
         summarised: ids of the summaries that a model was asked for.
         crashed_s, quarantined_s: when its actor last died, and when it was put in quarantine.
     """
@@ -70,6 +70,7 @@ class Story:
         self.lives: dict[str, int] = {}
         self.turns: dict[int, str] = {}
         self.hidden: set[str] = set()
+        self.reverted_at = 0
         self.summarised: set[str] = set()
         self.failed = False
         self.follow_up = False

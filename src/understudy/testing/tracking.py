@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from understudy.errors import UnderstudyError
@@ -85,6 +86,7 @@ class Tracking:
         self._books: dict[Process, _Book] = {}
         self._file = _Book()
         self._unsure: set[str] = set()
+        self._calls_of: Counter[str] = Counter()
         self._since: dict[str, float] = {}  # when a key was bypassed, by ``working_s``
 
     def started(self, process: Process) -> None:
@@ -94,6 +96,10 @@ class Tracking:
     def forget(self, session_id: str) -> None:
         """A session with this key was deleted: somewhere in between its entries go."""
         self._unsure.add(session_id)
+
+    def knew(self, session_id: str) -> int:
+        """How often anybody has claimed or bypassed it, or tried to."""
+        return self._calls_of[session_id]
 
     def hooked(self, session_id: str) -> None:
         """A hook of a session ran here and now: it was not bypassed a moment ago."""
@@ -124,6 +130,7 @@ class Tracking:
             await asyncio.sleep(chance.choice(_PAUSES_S))
 
     def _try(self, process: Process, verb: str, key: str, owner: str, ttl_s: float) -> None:
+        self._calls_of[key] += 1
         tracker, book = process.runtime.tracker, self._books[process]
         before_s = self._stage.now_s
         answer: Any = None

@@ -76,6 +76,8 @@ class Watch:
         self.types: Counter[str] = Counter()
         self.accepted: set[tuple[str, str]] = set()
         self.outcomes: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        # Prompts that were settled, by session and life, in order: hooks are told of them.
+        self.ended: list[tuple[str, int, str]] = []
         # Sessions whose revert may be taken back, if that is known.
         self.unreverting: Counter[str] | None = None
         self._claims = claims or Claims()
@@ -269,6 +271,8 @@ class Watch:
             story.settled.add(message_id)
             story.forgivable |= info.get("outcome") == "answered"
             self.outcomes[story.id, message_id].add(str(info.get("outcome")))
+            if not (info.get("quiet") or story.record.get("internal")):
+                self.ended.append((story.id, story.number, message_id))
 
     def _count(self, story: Story, table: str, record: Row) -> None:
         """Keep what later events are held against."""
@@ -284,6 +288,8 @@ class Watch:
             if (hidden := record.get("revert", {}).get("messageID")) is not None:
                 order = [message["id"] for message in story.transcript()]
                 story.hidden = set(order[order.index(hidden) :]) if hidden in order else set()
+                if story.record.get("revert") != record["revert"]:
+                    story.reverted_at = self.cursor
         elif table == "message" and record["role"] == "assistant":
             old = story.tables["message"].get(record["id"])
             if old is None:
@@ -320,6 +326,13 @@ class Watch:
             culprit, count = row or (None, 0)
             if count >= 2 and culprit in story.started - story.settled:
                 self.found("a prompt that kills is set aside", f"{culprit} of {story.id}")
+
+        if "session.reset" in kinds and "actor.crashed" not in kinds:
+            row = self._connection.execute(
+                "SELECT consecutive, culprit_count FROM restart WHERE session_id = ?", (story.id,)
+            ).fetchone()
+            if row != (0, 0):
+                self.found("a reset starts anew", f"{story.id}: {row} crashes")
 
     def _check_times(self, story: Story, kind: str, fact: Row) -> None:
         if kind == "session.created":

@@ -42,6 +42,8 @@ class Workload:
         process = self._stage.at_work(act.b)
         number = act.a % _SLOTS
         parent_id = f"s{number - 2}" if number >= 2 else None
+        if number == _SLOTS - 1 and act.b % 2:
+            parent_id = f"s{number - 1}"  # which has a parent itself
 
         async def create() -> None:
             await process.runtime.create_session(session_id=f"s{number}", parent_id=parent_id)
@@ -122,7 +124,7 @@ class Workload:
 
     def delete(self, act: Act) -> None:
         process, session = self.session(act)
-        self._stage.spawn(process, self.callers.delete(session))
+        self._stage.spawn(process, self.callers.delete(process, session))
 
     def reset(self, act: Act) -> None:
         process, session = self.session(act)
@@ -160,3 +162,4 @@ class Workload:
         seconds = (0.3, 1.0, 3.0, 9.0, 31.0)[act.a % 5]
         self._stage.scheduler.clock.advance(seconds)
         self._stage.let_pass_s += seconds
+        self._stage.hooks.excuse()
