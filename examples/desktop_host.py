@@ -188,7 +188,10 @@ def main() -> None:
         else:
             import tkinter as tk
 
-            root = tk.Tk()
+            try:
+                root = tk.Tk()
+            except tk.TclError as error:
+                parser.error(f"{error}: there is --headless")
             Window(root, conversation)
             root.mainloop()
         conversation.close()

@@ -185,8 +185,8 @@ def _doctor(commands: Any) -> None:
         description="Examines a database and touches nothing; exit code 1 if there are problems. "
         "With --repair damaged rows and rows that belong to nothing are moved into a file beside "
         "the database (FILE.damaged-….jsonl) and put back from the journal where it knows them, "
-        "what dead runtimes left is removed, and unfinished sessions are recovered. A quarantine "
-        "is never lifted.",
+        "what dead runtimes left is removed, and what was cut short is closed. Nothing is started: "
+        "what waits for the next start goes on waiting. A quarantine is never lifted.",
     )
     parser.add_argument("--repair", action="store_true", help="repair what can be repaired")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -43,7 +43,7 @@ def _print(found: Diagnosis, done: Repair | None) -> None:
         ("database", found.path),
         ("schema", str(found.schema)),
         ("size", f"{found.bytes:,} bytes and {found.wal_bytes:,} in the write-ahead log"),
-        ("content", f"{found.sessions:,} sessions, {found.events:,} events"),
+        ("content", f"{_counted(found.sessions, 'session')}, {_counted(found.events, 'event')}"),
         ("open in", ", ".join(found.live) or "no runtime"),
     ]
     if waiting := _waiting(found):
@@ -71,10 +71,13 @@ def _print(found: Diagnosis, done: Repair | None) -> None:
 
 
 def _waiting(found: Diagnosis) -> str:
-    counts = (
-        (found.prompts, "prompt", "for the next start"),
-        (found.asks, "request", "for an answer"),
-    )
-    return ", ".join(
-        f"{count:,} {what}{'s' * (count > 1)} {until}" for count, what, until in counts if count
-    )
+    waiting = []
+    if found.prompts:
+        waiting.append(f"{_counted(found.prompts, 'prompt')} for the next start")
+    if found.asks:
+        waiting.append(f"{_counted(found.asks, 'request')} for an answer")
+    return ", ".join(waiting)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
