@@ -1,0 +1,218 @@
+"""The store's writes: what is refused leaves nothing, and who may write is told apart."""
+
+import functools
+import threading
+
+import pytest
+
+from understudy import errors
+from understudy.store.changes import Change
+from understudy.store.events import (
+    MessageRemoved,
+    MessageUpdated,
+    PartRemoved,
+    PartUpdated,
+    SessionCreated,
+    SessionIdle,
+)
+from understudy.store.records import MessageTime, Session, SessionTime, TextPart, UserMessage
+from understudy.store.store import Store
+
+ID = "ses_1"
+INFO = Session(id=ID, title="t", time=SessionTime(created=1, updated=1))
+
+
+def open_store(path, runtime_id, clock):
+    store = Store(
+        path,
+        runtime_id=runtime_id,
+        wall_ms=lambda: clock[0],
+        published=lambda events: None,
+        durability="normal",
+    )
+    store.open()
+    return store
+
+
+@pytest.fixture
+def clock():
+    return [1_000_000]
+
+
+@pytest.fixture
+def stored(tmp_path, clock):
+    store = open_store(tmp_path / "a.db", "rtm_1", clock)
+    wait(functools.partial(store.create, INFO, (SessionCreated(session_id=ID, info=INFO),)))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def other(stored, clock):
+    store = open_store(stored.path, "rtm_2", clock)
+    yield store
+    store.close()
+
+
+def wait(begin):
+    """Begin work of a store and wait for its result, or for what it failed with."""
+    outcome, over = [], threading.Event()
+
+    def done(result, _, error):
+        outcome.extend((result, error))
+        over.set()
+
+    begin(done)
+    assert over.wait(15)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def commit(store, *facts, epoch=1, seq=1):
+    change = Change(ID, store.runtime_id, epoch, seq, 1, facts)
+    wait(functools.partial(store.commit, change))
+
+
+def release(store):
+    store.release([(ID, 1)])
+    store.run(lambda tx: None)  # which is written after it
+
+
+def claim_of(store):
+    with store.read.connection() as c:
+        return c.execute("SELECT owner, epoch, seq FROM claim").fetchone()
+
+
+# --- changes -----------------------------------------------------------------------------------
+
+
+def test_what_one_change_puts_and_removes_is_not_there_afterwards(stored):
+    message = UserMessage(id="msg_1", session_id=ID, time=MessageTime(created=1), turn=1)
+    kept = TextPart(id="prt_1", session_id=ID, message_id="msg_1", text="kept")
+    gone = TextPart(id="prt_2", session_id=ID, message_id="msg_1", text="gone")
+    commit(
+        stored,
+        MessageUpdated(session_id=ID, info=message),
+        PartUpdated(session_id=ID, part=kept, time=1),
+        PartUpdated(session_id=ID, part=gone, time=1),
+        PartRemoved(session_id=ID, message_id="msg_1", part_id="prt_2"),
+    )
+    assert stored.read.messages(ID) == [(message, (kept,))]
+    commit(
+        stored,
+        PartUpdated(session_id=ID, part=gone, time=1),
+        MessageRemoved(session_id=ID, message_id="msg_1"),
+        seq=5,
+    )
+    with stored.read.connection() as c:
+        assert c.execute("SELECT id FROM message UNION SELECT id FROM part").fetchall() == []
+
+
+def test_work_that_fails_after_it_has_written_leaves_nothing_of_it(stored):
+    def work(tx):
+        tx.connection.execute("UPDATE session SET title = 'half'")
+        raise errors.InvalidInput("no", field="title")
+
+    with pytest.raises(errors.InvalidInput):
+        wait(functools.partial(stored.submit, work))
+    with stored.read.connection() as c:
+        assert c.execute("SELECT title FROM session").fetchone() == ("t",)
+
+
+def test_what_is_submitted_to_a_closed_store_is_answered(stored):
+    stored.close()
+    with pytest.raises(errors.RuntimeClosed):
+        wait(functools.partial(stored.submit, lambda tx: (None, [])))
+
+
+def test_an_id_that_is_there_is_refused_as_such(stored):
+    facts = (SessionCreated(session_id=ID, info=INFO),)
+    with pytest.raises(errors.SessionExists):
+        wait(functools.partial(stored.create, INFO, facts))
+    assert claim_of(stored) == ("rtm_1", 1, 1)
+
+
+# --- claims ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moved", ["seq = seq + 1", "epoch = epoch + 1", "owner = 'rtm_1'", ""])
+def test_an_orphan_that_moved_since_it_was_read_is_told_and_left_alone(stored, moved):
+    release(stored)
+    orphans = stored.read.orphans([ID])
+    if moved:
+        stored.run(lambda tx: tx.connection.execute(f"UPDATE claim SET {moved}").rowcount)
+    before = claim_of(stored)
+    settled = [(orphan, (SessionIdle(session_id=ID),)) for orphan in orphans]
+    told = wait(functools.partial(stored.settle_orphans, settled))
+    assert told == ([ID] if moved else [])
+    assert claim_of(stored) == (before if moved else (None, 2, 2))
+
+
+def test_a_session_of_a_living_runtime_is_no_orphan(stored, other):
+    settled = [(orphan, (SessionIdle(session_id=ID),)) for orphan in other.read.orphans([ID])]
+    assert wait(functools.partial(other.settle_orphans, settled)) == [ID]
+    assert claim_of(stored) == ("rtm_1", 1, 1)
+
+
+def test_a_runtime_that_lost_a_session_counts_no_crash_of_it(stored, other):
+    release(stored)
+    wait(functools.partial(other.acquire, ID))
+    crash = functools.partial(stored.record_crash, ID, reason="r", culprit=None, quarantine_at=4)
+    with pytest.raises(errors.SessionClaimed):
+        wait(lambda done: crash(done=done))
+    assert claim_of(stored) == ("rtm_2", 2, 1)
+    assert stored.read.restarts(ID) is None
+
+
+def test_crashes_are_counted_in_all_and_in_a_row(stored):
+    for _ in range(2):
+        record = wait(
+            lambda done: stored.record_crash(
+                ID, reason="r", culprit="msg_1", quarantine_at=4, done=done
+            )
+        )
+    assert (record.total, record.consecutive, record.culprit_count) == (2, 2, 2)
+
+
+# --- leases ------------------------------------------------------------------------------------
+
+
+def alive(store, runtime_id):
+    return store.run(lambda tx: store.alive(tx, runtime_id))
+
+
+def renew(store):
+    over = threading.Event()
+    store.renew_lease(over.set)
+    assert over.wait(15)
+
+
+def test_who_does_not_renew_its_lease_is_dead_to_who_has_renewed_its_own(stored, other, clock):
+    for _ in range(4):
+        clock[0] += 5_000
+        renew(other)
+    assert not alive(other, "rtm_1")
+    assert wait(functools.partial(other.acquire, ID))[0].epoch == 2
+
+
+def test_who_slept_takes_nobody_for_dead_until_all_had_time_to_renew(stored, other, clock):
+    clock[0] += 3_600_000
+    assert alive(other, "rtm_1")
+    renew(other)
+    assert alive(other, "rtm_1")
+
+
+def test_a_claim_is_not_proved_once_the_lease_has_lapsed(stored, clock):
+    term = stored.lease.term
+    assert stored.lease.lasts(term, now_ms=clock[0])
+    clock[0] += 15_000
+    assert not stored.lease.lasts(term, now_ms=clock[0])
+    renew(stored)
+    assert not stored.lease.lasts(term, now_ms=clock[0])
+
+
+def test_a_runtime_without_its_lock_is_dead_whatever_its_lease_says(stored, other):
+    assert alive(other, "rtm_1")
+    stored.lease.let_go()
+    assert not alive(other, "rtm_1")
