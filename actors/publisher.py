@@ -53,6 +53,7 @@ class Publisher:
         self._streams: dict[str, Stream] = {}
         self._observers: defaultdict[type, list[Callable[[Event], None]]] = defaultdict(list)
         self._pump: SignalPump | None = None
+        self._closed = False
 
     @property
     def journal(self) -> Reads:
@@ -69,6 +70,7 @@ class Publisher:
         if self._pump is not None:
             self._pump.stop(timeout_s)
         with self._lock:
+            self._closed = True
             everyone = self._everyone()
         for subscription in everyone:
             subscription.close()
@@ -111,6 +113,8 @@ class Publisher:
     def committed(self, events: Sequence[Event]) -> None:
         """Publish a commit's events, and before them what others committed in between."""
         with self._lock:
+            if self._closed:
+                return  # what was under way for longer than the close could wait: nobody listens
             first = events[0].cursor
             assert first is not None, "a committed event has a cursor"
             if first > self.cursor + 1:
@@ -120,7 +124,8 @@ class Publisher:
     def poll(self) -> None:
         """Publish what other processes committed since the last look."""
         with self._lock:
-            self._publish_missed(upto=None)
+            if not self._closed:
+                self._publish_missed(upto=None)
 
     def _publish_missed(self, *, upto: int | None) -> None:
         while missed := self.journal.events(after=self.cursor, upto=upto, limit=_PAGE):

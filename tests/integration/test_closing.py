@@ -146,6 +146,28 @@ def test_who_was_let_in_before_the_close_and_comes_after_it_is_refused(
     assert outcomes(path, idle.id) == []
 
 
+def test_what_is_committed_after_a_close_gave_up_waiting_disturbs_nobody(path, opened, caplog):
+    reached, release = threading.Event(), threading.Event()
+
+    def fault(point):
+        if point == "begin" and reached.is_set():
+            release.wait(15)
+
+    runtime = Runtime(path, durability="normal", fault=fault).start()
+    session = runtime.create_session()
+    other = opened()
+    reached.set()
+    renamed = runtime.engine.send(session.id, UpdateSession(title="late"))
+    foreign = other.create_session()  # an event that the first runtime has yet to read
+    assert not runtime.close(timeout_s=0.1)
+    release.set()
+    runtime.engine.store._writer.close(15.0)
+    assert renamed.done
+    assert other.session(session.id).title in ("New session", "late")
+    assert other.session(foreign.id) == foreign
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 @pytest.fixture
 def starting(path, monkeypatch):
     """``starting(step)``: a runtime held in a step of its start, and what lets it go on."""
