@@ -1,4 +1,4 @@
-"""The store's writes: what is refused leaves nothing, and who may write is told apart."""
+"""The store's rows: what is refused leaves none, who may write them, and what is read of them."""
 
 import functools
 import threading
@@ -12,10 +12,21 @@ from understudy.store.events import (
     MessageUpdated,
     PartRemoved,
     PartUpdated,
+    PermissionAsked,
+    PromptAccepted,
     SessionCreated,
     SessionIdle,
 )
-from understudy.store.records import MessageTime, Session, SessionTime, TextPart, UserMessage
+from understudy.store.journal import Retention
+from understudy.store.records import (
+    Ask,
+    MessageTime,
+    Prompt,
+    Session,
+    SessionTime,
+    TextPart,
+    UserMessage,
+)
 from understudy.store.store import Store
 
 ID = "ses_1"
@@ -216,3 +227,89 @@ def test_a_runtime_without_its_lock_is_dead_whatever_its_lease_says(stored, othe
     assert alive(other, "rtm_1")
     stored.lease.let_go()
     assert not alive(other, "rtm_1")
+
+
+# --- reads -------------------------------------------------------------------------------------
+
+
+def accept(store, message_id, *, seq, turn=None):
+    """A prompt with its message, as two events."""
+    time = MessageTime(created=1)
+    message = UserMessage(id=message_id, session_id=ID, time=time, turn=turn)
+    prompt = Prompt(message_id=message_id, session_id=ID, digest="d", accepted=1)
+    commit(
+        store,
+        MessageUpdated(session_id=ID, info=message),
+        PromptAccepted(session_id=ID, info=prompt),
+        seq=seq,
+    )
+
+
+def ids(pairs):
+    return [message.id for message, _ in pairs]
+
+
+def test_prompts_and_messages_are_in_the_order_in_which_they_came(stored):
+    accept(stored, "msg_b", seq=1, turn=2)
+    accept(stored, "msg_a", seq=3, turn=4)
+    accept(stored, "msg_0", seq=5)
+    assert [each.message_id for each in stored.read.prompts(ID)] == ["msg_b", "msg_a", "msg_0"]
+    assert ids(stored.read.messages(ID)) == ["msg_b", "msg_a", "msg_0"]
+    assert ids(stored.read.messages(ID, before="msg_a")) == ["msg_b"]
+    assert ids(stored.read.messages(ID, limit=1, before="msg_0")) == ["msg_a"]
+    assert ids(stored.read.history(ID)) == ["msg_b", "msg_a"], "one waits for its turn"
+
+
+def test_a_session_with_a_prompt_alone_is_unfinished(stored):
+    assert not stored.read.is_unfinished(ID)
+    prompt = Prompt(message_id="msg_1", session_id=ID, digest="d", accepted=1)
+    commit(stored, PromptAccepted(session_id=ID, info=prompt))
+    assert stored.read.is_unfinished(ID)
+    assert stored.read.unfinished_sessions() == [(ID, "rtm_1")]
+
+
+def test_a_transcript_goes_with_the_cursor_after_which_its_changes_follow(stored):
+    accept(stored, "msg_1", seq=1)
+    pairs, cursor = stored.read.snapshot(ID, limit=None)
+    assert ids(pairs) == ["msg_1"]
+    accept(stored, "msg_2", seq=3)
+    assert stored.read.events(after=cursor)[0].data.info.id == "msg_2"
+    after = stored.read.accepted_after(ID, "msg_1")
+    assert stored.read.events(after=after)[0].data.info.id == "msg_1"
+
+
+def test_what_is_asked_in_one_session_is_not_asked_in_another(stored):
+    asked = Ask(id="per_1", session_id=ID, kind="permission", created=1)
+    commit(stored, PermissionAsked(session_id=ID, info=asked))
+    assert stored.read.asks() == stored.read.asks(ID) == [asked]
+    assert stored.read.asks("ses_2") == []
+
+
+# --- retention ---------------------------------------------------------------------------------
+
+
+def trim(store, **retention):
+    store.trim_journal(Retention(**retention))
+    store.run(lambda tx: None)  # which is written after it
+    return store.read.cursors()
+
+
+def test_events_are_kept_by_their_number_and_by_their_age_and_the_newest_always(stored, clock):
+    for seq in range(1, 9):
+        commit(stored, SessionIdle(session_id=ID), seq=seq)  # at 1 ms
+    clock[0] = 100_001
+    assert trim(stored, age_s=100.0, events=9) == (1, 9)
+    assert trim(stored, age_s=1e6, events=4) == (6, 9)
+    clock[0] += 1
+    assert trim(stored, age_s=100.0, events=9) == (9, 9)
+
+
+def test_a_deleted_id_that_is_used_again_goes_on_after_its_last_epoch(stored, clock):
+    wait(functools.partial(stored.delete_tree, ID, 1))
+    clock[0] += 24 * 3_600_000
+    trim(stored)
+    facts = (SessionCreated(session_id=ID, info=INFO),)
+    claimed = wait(functools.partial(stored.create, INFO, facts))
+    assert (claimed.epoch, claimed.seq) == (3, 3)
+    with pytest.raises(errors.SessionFenced):
+        commit(stored, SessionIdle(session_id=ID), seq=3)
