@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from understudy.actors.core.commands import Loaded, Recover
+from understudy.actors.core.commands import Recover
 from understudy.actors.core.decide import decide
 from understudy.actors.core.draft import Decision
-from understudy.actors.core.state import Entry, Moment, State
+from understudy.actors.core.state import Moment, State
+from understudy.actors.loading import loaded_of
 from understudy.actors.pending import Pending, settled
 from understudy.errors import SessionClaimed, UnderstudyError
 
@@ -146,24 +147,6 @@ class Orphans:
 
         facts = [(orphan, decision.facts) for orphan, decision in decided]
         self._engine.store.settle_orphans(facts, done)
-
-
-def loaded_of(
-    found: Unfinished, *, tails: Mapping[str, tuple[str | None, str | None]] | None = None
-) -> Loaded:
-    """What was read as what is decided about."""
-    return Loaded(
-        prompts=tuple(Entry(prompt, mine) for prompt, mine in found.prompts),
-        messages=found.messages,
-        parts=found.parts,
-        markers=found.markers,
-        asks=found.asks,
-        later=found.later,
-        summarised=found.summarised,
-        tails=dict(tails or {}),
-        lost=found.lost,
-        steps=found.steps,
-    )
 
 
 @contextmanager

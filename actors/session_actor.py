@@ -12,15 +12,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import msgspec
-
 from understudy.actors.batch import Batch
 from understudy.actors.core.commands import Command, Reason, Recover
-from understudy.actors.core.context import boundary
 from understudy.actors.core.decide import decide
 from understudy.actors.core.draft import Decision
 from understudy.actors.core.state import Moment, State
 from understudy.actors.enrichment import enriched
+from understudy.actors.loading import find
 from understudy.actors.messages import (
     Activate,
     Activated,
@@ -31,7 +29,6 @@ from understudy.actors.messages import (
     Request,
     Wake,
 )
-from understudy.actors.orphans import loaded_of
 from understudy.actors.pending import Pending
 from understudy.actors.pool import Mailbox, PooledActor
 from understudy.actors.supervisor import deleted_error, quarantine_error
@@ -39,14 +36,13 @@ from understudy.errors import (
     ActorCrashed,
     RuntimeClosed,
     SessionFenced,
-    SessionNotFound,
     StoreError,
     UnderstudyError,
     described,
 )
 from understudy.store.changes import Change
 from understudy.store.events import AnyFact, Event, deleted_by
-from understudy.store.records import BUSY, Session
+from understudy.store.records import Session
 
 if TYPE_CHECKING:
     from understudy.actors.clock import Clock
@@ -57,7 +53,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("understudy.actors")
 
-SET_ASIDE_AT: Final = 2  # crashes on the same prompt before it is set aside
 _RETRY_PAUSE_S: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -357,63 +352,27 @@ class SessionActor(PooledActor):
     def _recover(self, message: Activated) -> None:
         """Load the session and commit its recovery before anything else is handled."""
         around = self._around
-        info = around.store.read.session(self.session_id)
-        if info is None:
-            raise SessionNotFound(f"No session {self.session_id}", session_id=self.session_id)
-        found = around.store.read.unfinished([self.session_id])[self.session_id]
-        if found.damaged:
-            around.store.give_up_damaged(self.session_id)
-        record = message.record
-        culprit = None
-        if record is not None:
-            self._crashes = record.consecutive
-            culprit = record.culprit if record.culprit_count >= SET_ASIDE_AT else None
-        self.epoch = message.claimed.epoch
-        state = State(info=info, seq=message.claimed.seq)
-        recover = Recover(
-            loaded=loaded_of(found, tails=self._boundaries(info, found.summarised)),
-            reason=message.reason,
-            epoch=self.epoch,
-            restarted=message.restarted,
-            set_aside=culprit,
-        )
-        decision = self._decide(state, recover)
-        batch = Batch(state)
-        done: Pending[Any] = Pending()
-        facts = decision.facts
-        done.then(
-            lambda _: (
+        found = find(around.store, around.rules, self.session_id, message)
+        self._crashes, self.epoch = found.crashes, message.claimed.epoch
+        decision = self._decide(found.state, found.recover)
+        batch, done, facts = Batch(found.state), Pending[Any](), decision.facts
+
+        def recovered(_: Pending[Any]) -> None:
+            if done.error is None:
                 around.session_recovered(self.session_id, message.reason, facts)
-                if done.error is None
-                else None
-            )
-        )
-        batch.add(Request(recover, done), decision)
+
+        done.then(recovered)
+        batch.add(Request(found.recover, done), decision)
         # Whatever executors of a dead incarnation still had to say is void.
         void = f"The actor of session {self.session_id} was replaced"
         self._refuse(lambda each: each.again, SessionFenced(void, session_id=self.session_id))
         if facts:
-            # Until this is committed the session is what its rows say.
-            unfinished = found.prompts or found.messages or found.parts
-            self.state = msgspec.structs.replace(state, status=BUSY) if unfinished else state
+            self.state = found.before
             self._batch = batch
             self._mailbox.pause()
         else:
             self.state = decision.state
             self._finish(batch)
-
-    def _boundaries(
-        self, info: Session, summarised: dict[str, str]
-    ) -> dict[str, tuple[str | None, str | None]]:
-        """What summaries cover whose markers were never told."""
-        if not summarised:
-            return {}
-        history = self._around.store.read.history(self.session_id)
-        tail = self._around.rules.compaction.tail
-        return {
-            marker_id: boundary(history, marker_id, tail=tail, revert=info.revert)
-            for marker_id in summarised
-        }
 
     # --- deletion ------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import msgspec
 from understudy.actors.core.commands import Recover
 from understudy.actors.core.decide import decide
 from understudy.actors.core.state import Moment, Rules, State
-from understudy.actors.orphans import loaded_of
+from understudy.actors.loading import loaded_of
 from understudy.gateway.audit import audit
 from understudy.store.database import SCHEMA_VERSION, WAL_LIMIT_BYTES, check_existing, translated
 from understudy.store.events import decode_fact

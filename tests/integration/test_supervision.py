@@ -22,7 +22,7 @@ from understudy import (
     errors,
     tool,
 )
-from understudy.actors import session_actor
+from understudy.actors import loading, session_actor
 from understudy.actors.core.commands import UpdateSession
 from understudy.actors.messages import Crash
 from understudy.actors.models.scripted import Call, Gate, Say, Wait, steps_taken
@@ -340,7 +340,7 @@ def test_a_prompt_that_keeps_crashing_its_actor_is_set_aside(opened, monkeypatch
         bad.result(timeout_s=10)
     assert "keeps crashing" in str(caught.value)
     assert good.result(timeout_s=10).text == "food"
-    assert runtime.engine.store.read.restarts(session.id)[1] == session_actor.SET_ASIDE_AT
+    assert runtime.engine.store.read.restarts(session.id)[1] == loading.SET_ASIDE_AT
     assert runtime.quarantined() == {}
 
 
