@@ -6,8 +6,15 @@ import threading
 import pytest
 
 from understudy.store.changes import Change
-from understudy.store.events import MessageUpdated, PartUpdated, PromptAccepted, SessionCreated
+from understudy.store.events import (
+    MessageUpdated,
+    PartUpdated,
+    PermissionAsked,
+    PromptAccepted,
+    SessionCreated,
+)
 from understudy.store.records import (
+    Ask,
     AssistantMessage,
     CompactionPart,
     Failure,
@@ -48,7 +55,7 @@ class Book:
         assert over.wait(15)
         assert outcome == [None]
 
-    def _put(self, *facts):
+    def put(self, *facts):
         change = Change(ID, "rtm_1", 1, self._seq, 1, facts)
         self._seq += len(facts)
         self._wait(functools.partial(self.store.commit, change))
@@ -57,13 +64,13 @@ class Book:
         info = Prompt(message_id=message_id, session_id=ID, digest="d", accepted=1, turn=turn)
         if message:
             self.user(message_id, turn)
-        self._put(PromptAccepted(session_id=ID, info=info))
+        self.put(PromptAccepted(session_id=ID, info=info))
         return info
 
     def user(self, message_id, turn):
         time = MessageTime(created=1)
         info = UserMessage(id=message_id, session_id=ID, time=time, turn=turn)
-        self._put(MessageUpdated(session_id=ID, info=info))
+        self.put(MessageUpdated(session_id=ID, info=info))
 
     def answer(self, message_id, turn, parent_id, *, text="", **options):
         """A finished one, with a text or none."""
@@ -78,7 +85,7 @@ class Book:
             **options,
         )
         part = TextPart(id=f"prt_{message_id}", session_id=ID, message_id=message_id, text=text)
-        self._put(
+        self.put(
             MessageUpdated(session_id=ID, info=info),
             PartUpdated(session_id=ID, part=part, time=1),
         )
@@ -89,7 +96,7 @@ class Book:
         part = CompactionPart(
             id=f"prt_{message_id}", session_id=ID, message_id=message_id, **options
         )
-        self._put(PartUpdated(session_id=ID, part=part, time=1))
+        self.put(PartUpdated(session_id=ID, part=part, time=1))
         return part
 
     def open(self):
@@ -166,3 +173,22 @@ def test_a_history_keeps_the_tail_that_its_compaction_kept(book):
     book.answer("msg_s", 3, "msg_m", text="said", summary=True)
     book.marker("msg_m", 3, state="committed", summary_id="msg_s", tail_start_id="msg_2")
     assert history(book) == ["msg_2", "msg_s", "msg_m"]
+
+
+@pytest.mark.parametrize("table", ["message", "part", "inbox", "ask"])
+def test_a_row_that_nobody_can_read_is_told_of_and_then_given_up(book, table):
+    asked = Ask(id="per_1", session_id=ID, kind="permission", created=1)
+    book.prompt("msg_1", 1)
+    book.marker("msg_2", 2)
+    book.put(PermissionAsked(session_id=ID, info=asked))
+    book.answer("msg_3", 1, "msg_1")
+    book.store.run(
+        lambda tx: tx.connection.execute(f"UPDATE {table} SET open = 1, data = '{{'").rowcount
+    )
+    assert book.open().damaged
+    book.store.give_up_damaged(ID)
+    book.store.run(lambda tx: None)  # which is written after it
+    assert not book.open().damaged
+    with book.store.read.connection() as c:
+        left = c.execute(f"SELECT count(*) FROM {table} WHERE open = 1").fetchone()
+    assert left == (0,)
