@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from understudy.errors import ActorCrashed
 from understudy.testing.process import FAILURES
 from understudy.testing.stage import LEASE_S
 
 if TYPE_CHECKING:
+    from understudy.testing.process import Process
     from understudy.testing.script import Act
     from understudy.testing.stage import Stage
+    from understudy.testing.story import Story
     from understudy.testing.workload import Workload
+
+_HANGS_S: Final = 1.0  # a close that takes longer waits for what hangs
 
 
 class Faults:
@@ -47,7 +51,22 @@ class Faults:
         process = self._stage.at_work(act.a)
         self._stage.note(f"  close {process.name}")
         process.plan.clear()
+        mine, before_s = self._with_actors(process), self._stage.scheduler.clock.monotonic_s()
         process.close()
+        if self._stage.scheduler.clock.monotonic_s() - before_s > _HANGS_S:
+            return
+        for story in mine:
+            let_go = self._stage.watch.owner(story.id) is None and not story.quarantined
+            if let_go and story.running() and not story.asks_people():
+                left = ", ".join(table for table, _ in story.open_rows())
+                self._stage.found("a close leaves nothing at work", f"{story.id}: {left}")
+
+    def _with_actors(self, process: Process) -> list[Story]:
+        """Sessions that a process may end when it closes; none if it does not move."""
+        registry, stories = process.engine.registry, self._stage.watch.stories.values()
+        if process.life.frozen:
+            return []
+        return [each for each in stories if registry.actor(each.id) is not None]
 
     def second(self, _: Act) -> None:
         if len(self._stage.alive()) < 2:
