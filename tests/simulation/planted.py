@@ -610,6 +610,20 @@ def _remember_crashes_after_a_reset() -> AbstractContextManager[Any]:
     return patch.object(claims, "lift_quarantine", lifting)
 
 
+def _end_nobody_at_a_close() -> AbstractContextManager[Any]:
+    return patch.object(Registry, "wind_down", lambda self: [])
+
+
+def _begin_what_waits_at_a_close() -> AbstractContextManager[Any]:
+    def aborting(d: Any, command: Any) -> Any:
+        did = prompts.abort(d, command)
+        d.closing = False
+        turns.advance(d)
+        return did
+
+    return patch.dict(decide._HANDLERS, {Abort: aborting})
+
+
 PLANTED = [
     Planted(name.removeprefix("_").replace("_", " "), plant)
     for name, plant in list(globals().items())
