@@ -98,7 +98,7 @@ class Tracking:
         self._unsure.add(session_id)
 
     def knew(self, session_id: str) -> int:
-        """How often anybody has claimed or bypassed it, or tried to."""
+        """How often anybody has begun or ended a call about it."""
         return self._calls_of[session_id]
 
     def hooked(self, session_id: str) -> None:
@@ -150,6 +150,8 @@ class Tracking:
             if isinstance(error, UnderstudyError):
                 return
             raise
+        finally:
+            self._calls_of[key] += 1
         if key in self._unsure or not self._stage.steady:
             return
         self._account(book, _Call(verb, key, owner, ttl_s, before_s, bool(answer)))
