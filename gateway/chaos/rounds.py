@@ -103,6 +103,9 @@ class Round:
             self._dies(self.worker, point)
         else:
             self.life.close()
+            self.life.look()
+            if (watch := self.life.watch) is not None:
+                watch.closed(watch.stories.values())
         self._restart()
 
     def loop(self) -> None:

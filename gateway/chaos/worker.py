@@ -92,7 +92,7 @@ class Worker:
                 self._limit(order.pages)
             case "close":
                 self.points.phase = "closing"
-                self.runtime.close()
+                self.runtime.close(timeout_s=20.0)
                 tell(News("closed"))
                 os._exit(0)  # callers may still be about to hear of it
             case "start":

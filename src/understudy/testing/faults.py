@@ -55,11 +55,7 @@ class Faults:
         process.close()
         if self._stage.scheduler.clock.monotonic_s() - before_s > _HANGS_S:
             return
-        for story in mine:
-            let_go = self._stage.watch.owner(story.id) is None and not story.quarantined
-            if let_go and story.running() and not story.asks_people():
-                left = ", ".join(table for table, _ in story.open_rows())
-                self._stage.found("a close leaves nothing at work", f"{story.id}: {left}")
+        self._stage.watch.closed(mine)
 
     def _with_actors(self, process: Process) -> list[Story]:
         """Sessions that a process may end when it closes; none if it does not move."""

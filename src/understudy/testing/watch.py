@@ -111,6 +111,14 @@ class Watch:
         for guarantee, what in findings:
             self.found(guarantee, f"{session_id}: {what}")
 
+    def closed(self, stories: Iterable[Story]) -> None:
+        """Whoever worked on these has closed: what is under way waits for people, or for others."""
+        for story in stories:
+            let_go = self.owner(story.id) is None and not story.quarantined
+            if let_go and story.running() and not story.asks_people():
+                left = ", ".join(table for table, _ in story.open_rows())
+                self.found("a close leaves nothing at work", f"{story.id}: {left}")
+
     # --- after every commit --------------------------------------------------------------------
 
     def committed(self, runtime_id: str | None = None) -> list[str]:
