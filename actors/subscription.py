@@ -165,9 +165,12 @@ class Subscription:
                 self._publisher.join(self)
 
     def _page(self) -> list[Event]:
-        """What comes next in the journal, after what has to be said about it."""
-        journal = self._publisher.journal
-        page = journal.events(after=self.cursor, limit=_PAGE, session_id=self.session_id)
+        """What comes next in the journal, after what has to be said about it.
+
+        Only what was published: past that, a text may be told that ended there.
+        """
+        journal, upto = self._publisher.journal, self._publisher.cursor
+        page = journal.events(after=self.cursor, upto=upto, limit=_PAGE, session_id=self.session_id)
         session_id = self.session_id or ""
         notes = [self._overflow()] if self._dropped else []
         oldest, _ = journal.cursors()

@@ -54,7 +54,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     prompt_bytes: int = 8 * 1024 * 1024
     tool_output: int = 50_000
     answer_chars: int = 4 * 1024 * 1024
-    depth: int = 16
+    depth: int = 64
 
 
 class CompactionRules(msgspec.Struct, frozen=True, kw_only=True):

@@ -347,9 +347,10 @@ def test_tools_that_wait_for_children_leave_their_tools_a_thread(path, monkeypat
 
 def test_a_chain_of_hundreds_of_generations_is_aborted_and_deleted_from_its_root(path):
     """anomalyco/opencode#18100, #25681."""
-    with Runtime(path, model=obedient(), durability="normal") as runtime:
+    limits = Limits(depth=300)
+    with Runtime(path, model=obedient(), durability="normal", limits=limits) as runtime:
         chain = [runtime.create_session()]
-        for _ in range(300):
+        for _ in range(limits.depth):
             chain.append(runtime.create_session(parent_id=chain[-1].id))
         turn = chain[-1].prompt("stall")
         chain[0].abort()

@@ -370,6 +370,42 @@ def test_a_client_that_catches_up_sees_no_delta_after_the_deletion(opened, monke
         late.close()
 
 
+def test_a_client_that_catches_up_with_what_is_not_published_yet_sees_no_delta_after_it(
+    opened, monkeypatch
+):
+    """The end of a session is in the journal, and the stream of its answer has not heard of it."""
+    gate = Gate()
+    runtime = opened(ScriptedModel([[Say(TEXT[:50]), Wait(gate), Say(TEXT)]]))
+    session = runtime.create_session()
+    with runtime.events() as ready:
+        session.prompt("go")
+        while (
+            getattr(getattr(ready.next(timeout_s=10).data, "part", None), "text", "") != TEXT[:50]
+        ):
+            pass
+    committed, told = threading.Event(), threading.Event()
+    writer = runtime.engine.store._writer
+    published = writer._published
+
+    def publishing(events):
+        committed.set()
+        assert told.wait(15)
+        published(events)
+
+    monkeypatch.setattr(writer, "_published", publishing)
+    deleting = threading.Thread(target=session.delete)
+    deleting.start()
+    assert committed.wait(15)
+    with runtime.events(after=0) as late:
+        fold = Fold()  # it raises on anything after session.deleted
+        while (event := late.poll()) is not None:
+            fold.take(event)
+        told.set()
+        while session.id not in fold.deleted:
+            fold.take(late.next(timeout_s=10))
+    deleting.join(15)
+
+
 # --- signals -----------------------------------------------------------------------------------
 
 

@@ -302,6 +302,9 @@ def _truths(process: Process, story: Story) -> set[str]:
     truths = {story.status}
     if story.status == "idle" and story.busy():
         truths.add("busy")  # who closed left prompts; the new owner has not said yet that it runs
+    actor = process.engine.registry.actor(story.id)
+    if story.status == "retry" and (actor is None or not actor.settled):
+        truths.add("busy")  # its actor is being restarted, and will ask the model anew
     if process.engine.publisher.cursor < story.reset_at:
         truths.add("quarantined")  # another process reset it, and that was not heard yet
     return truths
