@@ -118,7 +118,7 @@ def test_d43_the_defaults_are_these():
         prompt_bytes=8 * 1024 * 1024,
         tool_output=50_000,
         answer_chars=4 * 1024 * 1024,
-        depth=16,
+        depth=64,
     )
     assert CompactionRules() == CompactionRules(
         auto=True, reserve=None, tail=8_000, attempts=2, failures=2, prune=False
