@@ -10,12 +10,12 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import ANY, Mock, patch
 
 import msgspec
 
 from understudy import signals
-from understudy.actors import runtime, session
+from understudy.actors import runtime, session, streams, upkeep
 from understudy.actors.batch import Batch
 from understudy.actors.calls import CallTime
 from understudy.actors.core import (
@@ -36,16 +36,19 @@ from understudy.actors.engine import Engine
 from understudy.actors.executor import Executor
 from understudy.actors.hooks import Hooks
 from understudy.actors.leases import Leases
+from understudy.actors.lifecycle import Lifecycle
 from understudy.actors.outcomes import Outcomes
+from understudy.actors.pool import Mailbox
 from understudy.actors.publisher import Publisher, SignalPump
 from understudy.actors.registry import Registry
 from understudy.actors.session_actor import SessionActor
 from understudy.actors.streams import ModelStream
 from understudy.actors.subscription import Subscription
-from understudy.actors.supervisor import RestartPolicy
+from understudy.actors.supervisor import RestartPolicy, Supervisor
 from understudy.actors.tracker import SessionTracker
 from understudy.actors.upkeep import Upkeep
 from understudy.store import changes, claims, journal
+from understudy.store.events import SessionReset
 from understudy.store.lease import Lease
 from understudy.store.reads import Reads
 from understudy.store.records import Span, ToolPending, ToolRunning
@@ -622,6 +625,88 @@ def _begin_what_waits_at_a_close() -> AbstractContextManager[Any]:
         return did
 
     return patch.dict(decide._HANDLERS, {Abort: aborting})
+
+
+def _leave_alone_what_was_reset() -> AbstractContextManager[Any]:
+    def resetting(self: Any, session_id: str, pending: Any) -> None:
+        def done(lifted: Any, _: Any, error: Any) -> None:
+            self._engine.registry.quarantined.pop(session_id, None)
+            pending.fail(error) if error is not None else pending.set(bool(lifted))
+
+        facts = (SessionReset(session_id=session_id),)
+        self._engine.store.lift_quarantine(session_id, facts, done)
+
+    return patch.object(Lifecycle, "reset", resetting)
+
+
+def _give_up_executions_at_first_sight() -> AbstractContextManager[Any]:
+    lost_executions = Upkeep._lost_executions
+
+    def looking(self: Any) -> None:
+        self._suspects = Mock(get=lambda key: ANY)
+        lost_executions(self)
+
+    return patch.object(Upkeep, "_lost_executions", looking)
+
+
+def _do_not_watch_calls() -> AbstractContextManager[Any]:
+    work_of = upkeep._work_of
+    return patch.object(
+        upkeep, "_work_of", lambda state: [each for each in work_of(state) if each[0] == each[1]]
+    )
+
+
+def _restart_as_often_as_it_crashes() -> AbstractContextManager[Any]:
+    record = Supervisor._record
+    return patch.object(
+        Supervisor,
+        "_record",
+        lambda self, news, _: record(self, news, self._policy.quarantine_after),
+    )
+
+
+def _quarantine_one_crash_too_early() -> AbstractContextManager[Any]:
+    count = Supervisor._count
+
+    def counting(self: Any, news: Any) -> None:
+        less = msgspec.structs.replace(self._policy, intensity=self._policy.intensity - 1)
+        with patch.object(self, "_policy", less):
+            count(self, news)
+
+    return patch.object(Supervisor, "_count", counting)
+
+
+def _bear_silence_for_twice_its_time() -> AbstractContextManager[Any]:
+    begin = streams._Silence.__init__
+    return patch.object(
+        streams._Silence,
+        "__init__",
+        lambda self, limit_s, unheeded: begin(self, 2 * limit_s, unheeded),
+    )
+
+
+def _work_on_for_who_owns_it_no_more() -> AbstractContextManager[Any]:
+    cancel = Executor.cancel
+
+    def cancelling(self: Any, session_id: str, reason: str) -> None:
+        if reason != "lost":
+            cancel(self, session_id, reason)
+
+    return patch.object(Executor, "cancel", cancelling)
+
+
+def _drop_reports_that_were_not_stored() -> AbstractContextManager[Any]:
+    not_stored = SessionActor._not_stored
+
+    def dropping(self: Any, batch: Any, error: Any) -> None:
+        with patch.object(Mailbox, "put_back", lambda self, request: None):
+            not_stored(self, batch, error)
+
+    return patch.object(SessionActor, "_not_stored", dropping)
+
+
+def _stream_for_who_owns_it_no_more() -> AbstractContextManager[Any]:
+    return patch.object(Publisher, "cut", lambda self, session_id: None)
 
 
 PLANTED = [

@@ -8,23 +8,27 @@ from understudy.testing import Simulation
 SEEDS = 1_000
 # Where to begin with those that are caught late: what comes before is known to be in vain.
 BEGIN: dict[str, int] = {
+    "bear silence for twice its time": 82,
     "believe late reports": 29,
-    "charge a call for people": 137,
+    "charge a call for people": 225,
     "charge a turn for people": 400,
+    "do not watch calls": 372,
     "do not watch executions": 23,
-    "forgive no crash": 157,
     "forget quarantine at a restart": 37,
     "forget to forget executions": 23,
+    "forgive no crash": 157,
     "go on after a refusal": 225,
-    "leave asks open": 119,
+    "leave asks open": 212,
     "let grandchildren live": 38,
     "miss a reset by others": 37,
     "queue without end": 41,
     "run hooks of the bypassed": 25,
     "run tools again": 35,
     "stay in retry": 57,
+    "stream for who owns it no more": 293,
     "take a revert back in memory only": 79,
     "tell nobody of a quarantine": 88,
+    "work on for who owns it no more": 35,
 }
 
 

@@ -222,8 +222,16 @@ class Callers:
         ]
         return [each for child in children for each in (child, *self._below(child[0]))]
 
-    async def reset(self, session: Session) -> None:
-        await session.reset()
+    async def reset(self, process: Process, session: Session) -> None:
+        """When it returns, a session whose quarantine it lifted has been taken up again."""
+        watch, failed = self._stage.watch, process.failed
+        life, epoch = watch.life(session.id), watch.epoch(session.id)
+        mine = watch.owner(session.id) in (None, process.engine.id)
+        lifted = await session.reset()
+        story = self._story(session.id, life)
+        sure = mine and story is not None and not story.quarantined and process.failed == failed
+        if lifted and sure and watch.epoch(session.id) <= epoch:
+            self._found("a reset takes a session up again", session.id)
 
     async def reply(self, process: Process, ask_id: str, kind: str, number: int) -> None:
         """An ask is answered once, and stays as it was answered."""

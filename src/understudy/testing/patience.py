@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from understudy.actors.core.commands import Abort
-from understudy.testing.rules import TOOL_S
+from understudy.testing.rules import IDLE_S, TOOL_S
 
 if TYPE_CHECKING:
     from understudy.testing.process import Process
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _ROOM_S: Final = 15.0  # for what faults delay
 _FLUSH_S: Final = 20.0  # text that was shown is in the store
+_FLUSH_PAUSE_S: Final = 5.0  # between what a model says and what is stored of it
+_LET_GO_S: Final = 8.0  # what works for a session that was lost: a renewal of the lease, and room
 _TOLD_S: Final = 20.0  # who waits for what will not come is told
 
 
@@ -70,7 +72,10 @@ class Patience:
                 yield from _calls(story, epoch)
                 if not owner.lost_reports:  # what is lost is not said again
                     yield from self._texts(story, owner)
+                    yield from self._silences(story, owner)
         yield from self._waiting()
+        for process in working.values():
+            yield from self._lost(process)
 
     def _turns(self, story: Story, epoch: int) -> Iterator[_UnderWay]:
         """A turn that works, in the hands of an actor that has begun a step of it."""
@@ -93,6 +98,26 @@ class Patience:
             stored = len(parts[part_id]["text"]) if part_id in parts else 0
             if len(text) > stored:
                 yield _UnderWay("text is kept as it comes", f"{part_id} at {stored}", _FLUSH_S)
+
+    def _silences(self, story: Story, owner: Process) -> Iterator[_UnderWay]:
+        """A model that is asked, since it was asked or has said something last."""
+        answer = story.open_answer()
+        if answer is None or story.status == "retry" or story.asks_people():
+            return
+        parts = story.parts_of(answer["id"])
+        if any(part["type"] == "tool" for part in parts):
+            return
+        shown = dict(self._stage.listeners.shown(owner, story.id))
+        heard = sum(len(shown.get(part["id"]) or part.get("text", "")) for part in parts)
+        name = f"{answer['id']} of {story.id}, {len(parts)} parts, {heard} characters"
+        yield _UnderWay("a model that says nothing is given up", name, IDLE_S + _FLUSH_PAUSE_S)
+
+    def _lost(self, process: Process) -> Iterator[_UnderWay]:
+        """What works for a session of somebody else."""
+        for session_id in process.works_for():
+            if self._stage.watch.owner(session_id) not in (None, process.engine.id):
+                name = f"{session_id} in {process.name}"
+                yield _UnderWay("who lost a session lets go", name, _LET_GO_S)
 
     def _waiting(self) -> Iterator[_UnderWay]:
         """Nobody waits for a turn of a session that does not run."""

@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from understudy.actors.core.commands import Command, OpenAsk
+from understudy.actors.core.commands import Command, ExecutionLost, OpenAsk
 from understudy.actors.pending import Pending
 from understudy.actors.runtime import Runtime
+from understudy.actors.upkeep import WATCH_EVERY_S
 from understudy.store.changes import Change
 from understudy.store.writer import Done
 from understudy.testing.platform import Simulated
@@ -37,7 +38,10 @@ class Plan:
 
 
 class Process:
-    """A runtime on a simulated platform. ``committed`` is called after each of its commits."""
+    """A runtime on a simulated platform.
+
+    ``committed`` is called after each of its commits, and ``found`` with what it does wrong.
+    """
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class Process:
         path: Path,
         *,
         committed: Callable[[Process], None],
+        found: Callable[[str, str], None] = lambda *_: None,
         **options: Any,
     ) -> None:
         self.life = Life(name)
@@ -58,6 +63,8 @@ class Process:
         self.platform = Simulated(scheduler, self.life)
         self._scheduler = scheduler
         self._committed = committed
+        self._found = found
+        self._untold: dict[str, list[float]] = {}  # when reports on a session went astray
         self._courier = Source(scheduler, self.life, "courier", shuffled=True)
         self.runtime = Runtime(
             path,
@@ -81,6 +88,11 @@ class Process:
     @property
     def alive(self) -> bool:
         return not self.life.dead
+
+    def works_for(self) -> list[str]:
+        """The sessions something works for."""
+        executions = self.engine.executor._executions  # noqa: SLF001 - it shows from inside
+        return [session_id for session_id, each in executions.items() if each.tasks]
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -139,16 +151,41 @@ class Process:
         self, session_id: str, command: Command, done: Pending[Any] | None = None
     ) -> None:
         """Deliver what an executor reports: as it should be, late, twice or never."""
+        if type(command) is ExecutionLost:
+            self._check_lost(session_id)
         fate = self.plan.deliveries.pop(0) if self.plan.deliveries else "well"
         if fate == "lost" and type(command) is not OpenAsk:  # its tool waits: it was not lost
             self.lost_reports.add(type(command))
-            return
-        if fate in ("late", "lost"):
-            self._courier.add_later(0.7, lambda: self._deliver(session_id, command, done))
-            return
-        self._deliver(session_id, command, done)
-        if fate == "twice":
-            self._deliver(session_id, command)
+            self._astray(session_id)
+        elif fate in ("late", "lost"):
+            self._deliver_late(session_id, command, done)
+        else:
+            self._deliver(session_id, command, done)
+            if fate == "twice":
+                self._deliver(session_id, command)
+
+    def _deliver_late(self, session_id: str, command: Command, done: Pending[Any] | None) -> None:
+        found_again = self._astray(session_id)
+
+        def deliver() -> None:
+            found_again()
+            self._deliver(session_id, command, done)
+
+        self._courier.add_later(0.7, deliver)
+
+    def _astray(self, session_id: str) -> Callable[[], None]:
+        """A report on a session goes astray, until what this returns is called."""
+        untold, now_s = self._untold.setdefault(session_id, []), self._scheduler.clock.monotonic_s()
+        untold.append(now_s)
+        return lambda: untold.remove(now_s)
+
+    def _check_lost(self, session_id: str) -> None:
+        """Given up is only what has not reported, and not before its report had time to come."""
+        untold = self._untold.get(session_id)
+        waited_s = self._scheduler.clock.monotonic_s() - min(untold) if untold else 0.0
+        if waited_s < WATCH_EVERY_S - 1e-3:
+            said = f"{waited_s:g} s after its report" if untold else "with every report of it told"
+            self._found("only who is lost is given up", f"{session_id} in {self.name}, {said}")
 
     def _hanging_commit(self, change: Change, done: Done, **options: Any) -> None:
         """The thread of an actor may stop at the worst moment: decided, and not yet committed."""

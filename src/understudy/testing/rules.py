@@ -18,6 +18,7 @@ QUEUE: Final = 4  # prompts that may wait
 MODEL_ATTEMPTS: Final = 3
 ATTEMPTS: Final = 5  # of a prompt or a summary, at most: with those after restarts
 TOOL_S: Final = 15.0  # of a call, without what it waits for people
+IDLE_S: Final = 10.0  # that a model may say nothing
 STEPS: Final = 6  # of a turn, for each actor that carries it on
 BREAKER: Final = 2  # failed compactions in a row after which there are no automatic ones
 CUT_SHORT: Final = {"MessageAbortedError", "InterruptedError", "TurnTimeoutError"}

@@ -194,7 +194,7 @@ class _Play:
                 stage.found("a reset is heard by all", f"{session_id} in {process.name}")
             if process.hung_s > HANDLER_LIMIT_S + _QUIET_S and not process.life.was_frozen:
                 stage.found("who hangs is replaced", f"{process.name} after {process.hung_s:g} s")
-            for session_id in _at_work(process):
+            for session_id in process.works_for():
                 if watch.owner(session_id) not in (None, process.engine.id):
                     stage.found("who lost a session lets go", f"{session_id} in {process.name}")
         watch.check_rows()
@@ -271,7 +271,7 @@ class _Play:
         last = stage.alive()[-1]  # whoever else knows of the quarantine hears that it is over
         for story in self._watch.stories.values():
             if story.quarantined and stage.now_s - story.quarantined_s > _QUARANTINE_S:
-                stage.spawn(last, callers.reset(Session(last.runtime, story.id)))
+                stage.spawn(last, callers.reset(last, Session(last.runtime, story.id)))
 
 
 @contextmanager
@@ -287,12 +287,6 @@ def _surroundings(scheduler: Scheduler, *, log: bool) -> Iterator[None]:
     finally:
         logger.setLevel(level)
         waits.reset(token)
-
-
-def _at_work(process: Process) -> list[str]:
-    """The sessions something works for, in a process."""
-    executions = process.engine.executor._executions  # noqa: SLF001 - it shows from inside
-    return [session_id for session_id, each in executions.items() if each.tasks]
 
 
 def _kept(process: Process, stuck: Sequence[Any]) -> dict[str, int]:

@@ -18,11 +18,12 @@ from understudy.store.journal import Retention
 from understudy.testing.cast import Effects, model, output_of
 from understudy.testing.claims import Claims
 from understudy.testing.hooks import MemoryHooks
+from understudy.testing.intensity import PERIOD_S, Intensity
 from understudy.testing.listeners import Listeners
 from understudy.testing.patience import Patience
 from understudy.testing.process import Process
 from understudy.testing.requests import problem_of
-from understudy.testing.rules import MODEL_ATTEMPTS, QUEUE, STEPS, TOOL_S
+from understudy.testing.rules import IDLE_S, MODEL_ATTEMPTS, QUEUE, STEPS, TOOL_S
 from understudy.testing.scheduler import Scheduler
 from understudy.testing.tracking import Tracking
 from understudy.testing.watch import Watch
@@ -40,7 +41,9 @@ _TIMEOUT_S: Final = 150.0  # with a freeze in between
 class Settings:
     """What a seed decides about its runtimes, once."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, seed: int | str, chance: random.Random) -> None:
+        # By a chance of its own: what else a seed decides stays as it was.
+        self.intensity = random.Random(f"{seed}/intensity").choice((2, 3, 3))
         self.hooks = chance.random() < 0.25
         self.resume = chance.random() < 0.3
         self.turn_s = chance.choice((10.0, 120.0)) if chance.random() < 0.4 else None
@@ -62,7 +65,7 @@ class Stage:
         self.seed = seed
         self.scheduler = scheduler
         self.path = path
-        self.settings = Settings(scheduler.chance)
+        self.settings = Settings(seed, scheduler.chance)
         self.watch = Watch(
             path,
             now_s=scheduler.clock.monotonic_s,
@@ -76,6 +79,7 @@ class Stage:
         )
         self.unreverting = self.watch.unreverting = Counter()
         self.processes: list[Process] = []
+        self._intensities: dict[Process, Intensity] = {}
         self.effects = Effects(self._tool_started)
         self.hooks = MemoryHooks(self)
         self.listeners = Listeners(self)
@@ -163,6 +167,7 @@ class Stage:
             name,
             self.path,
             committed=self._committed,
+            found=self.found,
             model=model(self.seed, self._check_request),
             tools=self.effects.tools,
             permissions={"guarded": "ask"},
@@ -173,15 +178,15 @@ class Stage:
                 steps=STEPS,
                 model_attempts=MODEL_ATTEMPTS,
                 retry_s=30.0,
-                stream_idle_s=10.0,
+                stream_idle_s=IDLE_S,
                 tool_s=TOOL_S,
                 turn_s=settings.turn_s,
                 queue=QUEUE,
             ),
             compaction=CompactionRules(reserve=200, tail=200),
             restart=RestartPolicy(
-                intensity=3,
-                period_s=30.0,
+                intensity=settings.intensity,
+                period_s=PERIOD_S,
                 quarantine_after=QUARANTINE_AFTER,
                 backoff_s=BACKOFF_S,
             ),
@@ -191,6 +196,12 @@ class Stage:
             handler_limit_s=HANDLER_LIMIT_S,
             command_timeout_s=_TIMEOUT_S,
             seed=self.scheduler.chance.getrandbits(64),
+        )
+        self._intensities[process] = Intensity(
+            process.engine.store,
+            self.scheduler.clock,
+            allowed=settings.intensity,
+            in_a_row=QUARANTINE_AFTER,
         )
         process.life.on_escape = self._escaped
         process.engine.publisher.observe(lambda event: self._published(process, event))
@@ -264,9 +275,12 @@ class Stage:
         self.found("nothing escapes", f"{type(error).__name__}: {error}")
 
     def _committed(self, process: Process) -> None:
-        ended = len(self.watch.ended)
+        ended, cursor = len(self.watch.ended), self.watch.cursor
         for line in self.watch.committed(process.engine.id):
             self.note(line)
+        crashes = {story.id: story.crashes for story in self.watch.stories.values()}
+        for finding in self._intensities[process].committed(self.watch.log[cursor:], crashes):
+            self.found(*finding)
         self.hooks.expect(process, self.watch.ended[ended:])
         seconds = self.freeze_in_call_s
         if seconds is not None and self._is_to_call(process):

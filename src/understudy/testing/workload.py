@@ -128,7 +128,7 @@ class Workload:
 
     def reset(self, act: Act) -> None:
         process, session = self.session(act)
-        self._stage.spawn(process, self.callers.reset(session))
+        self._stage.spawn(process, self.callers.reset(process, session))
 
     def reply(self, act: Act) -> None:
         """Answer what is asked; now and then what was asked some time."""
