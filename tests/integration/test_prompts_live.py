@@ -619,8 +619,10 @@ def test_a_prompt_whose_session_is_deleted_with_its_parent_just_then_is_told(ope
         parent = await runtime.create_session()
         child = await runtime.create_session(parent_id=parent.id)
         go_on = hold_the_writer(runtime)
-        turn, deleted = child.prompt("go"), parent.delete()
         waiting = runtime.engine.store._writer._lane._items
+        turn = child.prompt("go")
+        await asyncio.to_thread(eventually, lambda: waiting.qsize() >= 1)
+        deleted = parent.delete()
         await asyncio.to_thread(eventually, lambda: waiting.qsize() >= 2)
         go_on()
         await is_told_of_its_end(turn, errors.TurnAborted, errors.SessionNotFound)
