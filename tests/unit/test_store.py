@@ -337,3 +337,31 @@ def test_a_lease_is_due_until_its_renewal_is_committed(tmp_path):
     assert kept.is_due(now_ms=106_000)
     kept.extend(126_000)
     assert not kept.is_due(now_ms=106_000)
+
+
+def test_a_lease_whose_renewal_was_not_committed_lasts_no_longer(tmp_path):
+    now_ms, failing = [1_000_000], []
+
+    def fault(point):
+        if failing and point == "commit":
+            raise sqlite3.OperationalError("disk I/O error")
+
+    store = Store(
+        tmp_path / "a.db",
+        runtime_id="rtm_1",
+        wall_ms=lambda: now_ms[0],
+        published=lambda events: None,
+        fault=fault,
+    )
+    store.open()
+    with contextlib.closing(store):
+        now_ms[0] += 10_000
+        failing.append(True)
+        store.renew_lease(lambda: pytest.fail("it was not renewed"))
+        with pytest.raises(errors.StoreError):
+            store.run(lambda tx: None)  # which is written after it
+        failing.clear()
+        ends_ms = 1_000_000 + store.lease.lease_s * 1_000
+        assert store.lease.is_due(now_ms=now_ms[0])
+        assert store.lease.lasts(store.lease.term, now_ms=ends_ms - 1)
+        assert not store.lease.lasts(store.lease.term, now_ms=ends_ms)

@@ -176,6 +176,16 @@ def test_a_runtime_that_lost_a_session_counts_no_crash_of_it(stored, other):
     assert stored.read.restarts(ID) is None
 
 
+def test_a_runtime_that_lost_a_session_deletes_nothing_of_it_even_once_it_is_let_go(stored, other):
+    release(stored)
+    wait(functools.partial(other.acquire, ID))
+    other.release([(ID, 2)])
+    other.run(lambda tx: None)  # which is written after it
+    with pytest.raises(errors.SessionClaimed):
+        wait(functools.partial(stored.delete_tree, ID, 1))
+    assert stored.read.session(ID) == INFO
+
+
 def test_crashes_are_counted_in_all_and_in_a_row(stored):
     for _ in range(2):
         record = wait(
