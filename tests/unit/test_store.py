@@ -136,6 +136,23 @@ def test_a_callback_that_fails_costs_nobody_else_anything(stored, caplog):
         assert stored.run(lambda tx: 1) == 1
 
 
+def test_events_are_published_before_who_wrote_them_is_answered(tmp_path):
+    told = []
+    store = Store(
+        tmp_path / "a.db",
+        runtime_id="rtm_1",
+        wall_ms=lambda: 1_000,
+        published=lambda events: told.append("published"),
+    )
+    store.open()
+    with contextlib.closing(store):
+        info = Session(id="ses_1", title="t", time=SessionTime(created=1, updated=1))
+        created = (SessionCreated(session_id="ses_1", info=info),)
+        store.create(info, created, lambda *_: told.append("answered"))
+        store.run(lambda tx: None)  # which is written after it
+    assert told == ["published", "answered"]
+
+
 def test_a_checkpoint_that_cannot_be_made_is_put_off(stored):
     def reader(tx):
         # In a transaction SQLite refuses to checkpoint, and says so with an error.

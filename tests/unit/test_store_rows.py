@@ -28,6 +28,8 @@ from understudy.store.records import (
     UserMessage,
 )
 from understudy.store.store import Store
+from understudy.store.tracker_entries import BypassEntry
+from understudy.store.tracker_rows import TrackerRows
 
 ID = "ses_1"
 INFO = Session(id=ID, title="t", time=SessionTime(created=1, updated=1))
@@ -142,6 +144,19 @@ def test_an_id_that_is_there_is_refused_as_such(stored):
     with pytest.raises(errors.SessionExists):
         wait(functools.partial(stored.create, INFO, facts))
     assert claim_of(stored) == ("rtm_1", 1, 1)
+
+
+def test_an_entry_that_was_put_off_meanwhile_is_not_removed_as_what_it_was(stored):
+    rows = TrackerRows(stored)
+    sooner, later = (
+        BypassEntry(key="k", owner=None, ttl_s=1.0, expires_at_ms=at_ms) for at_ms in (10, 20)
+    )
+    rows.save([sooner])
+    rows.save([later])
+    rows.remove([sooner])
+    assert rows.load() == [later]
+    rows.remove([later])
+    assert rows.load() == []
 
 
 # --- claims ------------------------------------------------------------------------------------
