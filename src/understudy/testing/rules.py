@@ -213,7 +213,7 @@ def opened(story: Story, message: Row, epoch: int) -> Iterator[Finding]:
         if each.get("parentID") == message["parentID"] and "error" not in each
         if story.lives.get(each["id"]) == epoch
     ]
-    if len(steps) >= STEPS:
+    if story.limited and len(steps) >= STEPS:
         yield "steps are bounded", f"step {len(steps) + 1} of {message['parentID']}"
 
 
