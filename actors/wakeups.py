@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final
 from weakref import WeakKeyDictionary, ref
 
-_of_loops: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, WakeUps]] = WeakKeyDictionary()
+_of_loops: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[WakeUps]]] = WeakKeyDictionary()
 _lock: Final = threading.Lock()
 _LONG_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.5
@@ -86,9 +86,14 @@ def set_if_waiting(future: asyncio.Future[None]) -> None:
 
 
 def wake_ups_of(loop: asyncio.AbstractEventLoop) -> WakeUps:
-    """Those of this loop."""
+    """Those of this loop, for as long as anything waits in it.
+
+    Kept longer, a future that nobody woke would keep its loop, which was closed before.
+    """
     with _lock:
-        found = _of_loops.get(loop)
+        known = _of_loops.get(loop)
+        found = known() if known is not None else None
         if found is None:
-            found = _of_loops[loop] = WakeUps(loop)
+            found = WakeUps(loop)
+            _of_loops[loop] = ref(found)
         return found

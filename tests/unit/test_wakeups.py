@@ -75,3 +75,16 @@ def test_a_loop_is_not_kept_by_what_woke_it():
     loop = asyncio.run(main())
     gc.collect()
     assert loop() is None
+
+
+def test_a_loop_that_was_closed_before_its_wake_up_came_is_not_kept():
+    loop = asyncio.new_event_loop()
+    answer = Pending()
+    waiting = loop.create_task(answer.wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    answer.set(1)
+    loop.close()
+    kept = weakref.ref(loop)
+    del loop, waiting
+    gc.collect()
+    assert kept() is None

@@ -30,10 +30,11 @@ class LiveText:
     """Texts by part. Deltas come in order, without a gap, after their part and before its end.
 
     Who joins while a text is written is told it whole once: at the beginning if it ``joins``, and
-    after each overflow or gap; or it goes on from its row, which ``row`` gives by session and part.
+    after each overflow or gap; or it goes on from its row, which ``row`` gives by session and part
+    until that is gone.
     """
 
-    def __init__(self, *, joins: bool, row: Callable[[str, str], str]) -> None:
+    def __init__(self, *, joins: bool, row: Callable[[str, str], str | None]) -> None:
         self._row_text = row
         self._texts: dict[str, _Text] = {}
         self._over: set[str] = set()  # messages that are finished, removed or deleted
@@ -87,7 +88,10 @@ class LiveText:
             return
         known = self._texts.get(delta.part_id)
         if known is None:
-            before = self._row_text(delta.session_id, delta.part_id)[: delta.offset]
+            row = self._row_text(delta.session_id, delta.part_id)
+            if row is None and delta.offset:
+                return  # gone since: what was before this is not known any more
+            before = (row or "")[: delta.offset]
             if self._join < 0 or len(before) < delta.offset:
                 yield f"{delta.part_id}: text at {delta.offset} before its part"
             known = _Text(delta.session_id, delta.message_id, before + delta.delta)

@@ -402,10 +402,10 @@ class Watch:
         parts = [_decode(data) for (data,) in rows]
         return {p["callID"]: p["state"]["status"] for p in parts if p["type"] == "tool"}
 
-    def text_of_part(self, session_id: str, part_id: str) -> str:
-        """A part's text as its row has it."""
-        part = self.stories[session_id].tables["part"].get(part_id, {})
-        return str(part.get("text", ""))
+    def text_of_part(self, session_id: str, part_id: str) -> str | None:
+        """A part's text as its row has it, or None if there is no such row."""
+        part = self.stories[session_id].tables["part"].get(part_id)
+        return str(part.get("text", "")) if part is not None else None
 
     def owner(self, session_id: str) -> str | None:
         row = self._connection.execute(
