@@ -72,7 +72,6 @@ class Subscription:
         self._deleted = False  # the last event said so
         self._error: BaseException | None = None
         self._wakers: list[Callable[[], None]] = []
-        self._told_gap = -1
         self.cursor = publisher.cursor if after is None else after
         self._behind = after is not None
         publisher.add(self)
@@ -138,6 +137,8 @@ class Subscription:
                     continue
                 self.cursor = event.cursor
                 self._deleted = type(event.data) is SessionDeleted
+            elif type(event.data) is EventsGap:
+                self.cursor = max(self.cursor, event.data.oldest - 1)
             if self.types is None or event.type in self.types or event.type in ALWAYS_TOLD:
                 return event
 
@@ -174,8 +175,9 @@ class Subscription:
         session_id = self.session_id or ""
         notes = [self._overflow()] if self._dropped else []
         oldest, _ = journal.cursors()
-        if 0 <= self.cursor < oldest - 1 and self.cursor != self._told_gap:
-            self._told_gap = self.cursor
+        if page:  # what it has is not gone, though it may have been trimmed by now
+            oldest = min(oldest, page[0].cursor or oldest)
+        if 0 <= self.cursor < oldest - 1:
             gap = EventsGap(session_id=session_id, after=self.cursor, oldest=oldest)
             notes.append(Event(gap.type, session_id, None, None, 0, gap))
         return [*notes, *page]
