@@ -52,10 +52,12 @@ class Faults:
         self._stage.note(f"  close {process.name}")
         process.plan.clear()
         mine, before_s = self._with_actors(process), self._stage.scheduler.clock.monotonic_s()
+        cursor = self._stage.watch.cursor
         process.close()
         if self._stage.scheduler.clock.monotonic_s() - before_s > _HANGS_S:
             return
-        self._stage.watch.closed(mine)
+        # What is reset as its runtime closes is taken up by the next one.
+        self._stage.watch.closed(story for story in mine if story.reset_at <= cursor)
 
     def _with_actors(self, process: Process) -> list[Story]:
         """Sessions that a process may end when it closes; none if it does not move."""

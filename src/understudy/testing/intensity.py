@@ -56,7 +56,8 @@ class Intensity:
                 recent = [each for each in counted if at_s - each <= PERIOD_S]
                 ended = "session.quarantined" in told
                 due = len(recent) > self._allowed or crashes[session_id] >= self._in_a_row
-                if ended != due and session_id not in self._unsure:
+                sure = session_id not in self._unsure and "session.reset" not in told
+                if ended != due and sure:
                     said = f"{len(recent)} crashes in {PERIOD_S:g} s, quarantined: {ended}"
                     yield "restart intensity is kept", f"{session_id}: {said}"
                 if ended:
