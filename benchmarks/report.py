@@ -84,7 +84,7 @@ def write(path: Path, figures: Sequence[Figure], *, quick: bool, took_s: float) 
     path.with_suffix(".md").write_text(f"{machine()}\n\n{markdown(figures)}\n")
 
 
-_BAR, _LEFT, _WIDTH = 22, 430, 380
+_BAR, _LEFT, _WIDTH = 22, 600, 380
 
 
 def chart(figures: Sequence[Figure]) -> str:
@@ -106,7 +106,7 @@ def chart(figures: Sequence[Figure]) -> str:
         colour = "#3a7d44" if each.met else "#c0504d"
         words = each.what + (f" / {each.against}" if each.ratio and "×" in each.target else "")
         lines += [
-            f'<text x="{_LEFT - 8}" y="{top + 14}" text-anchor="end">{escape(words[:72])}</text>',
+            f'<text x="{_LEFT - 8}" y="{top + 14}" text-anchor="end">{escape(words)}</text>',
             f'<rect x="{_LEFT}" y="{top + 3}" width="{length:.1f}" height="{_BAR - 6}"',
             f' fill="{colour}"/>',
             f'<text x="{_LEFT + length + 6:.1f}" y="{top + 14}">{escape(_label(each))}</text>',
