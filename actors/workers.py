@@ -39,7 +39,7 @@ class Workers(Protocol):
     def submit(self, job: Callable[[], None]) -> GiveUp:
         """Run ``job`` soon; it must not raise. Call the result when nobody waits for it any more.
 
-        That does not keep one from running which has not begun.
+        One that has not begun by then never does, so it must not be what answers others.
         """
         ...
 
@@ -115,7 +115,9 @@ class WorkerThreads:
                     self._threads -= 1
                     return
                 self._waiting -= 1
-                run.runs = True
+                run.runs = not run.given_up
+            if not run.runs:
+                continue
             try:
                 run.job()
             except BaseException:
@@ -130,12 +132,15 @@ class WorkerThreads:
                     return
 
     def _give_up(self, run: _Run) -> None:
-        """Stop counting the thread under a job, unless that has ended: it may run another one."""
+        """Stop counting the thread under a job, unless that has ended: it may run another one.
+
+        One that still waits is passed over when its turn comes.
+        """
         with self._lock:
             if run.runs and not run.given_up:
-                run.given_up = True
                 self._lost += 1
                 self._leave()
+            run.given_up = True
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

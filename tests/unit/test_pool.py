@@ -229,6 +229,27 @@ def test_a_job_given_up_on_counts_as_lost_until_it_ends():
     workers.close()
 
 
+def test_a_job_given_up_on_before_it_begins_does_not_begin():
+    workers = WorkerThreads(1)
+    held, hold, other = threading.Event(), threading.Event(), threading.Event()
+    began = []
+
+    def first():
+        held.set()
+        hold.wait(15)
+
+    workers.submit(first)
+    assert held.wait(15)
+    give_up = workers.submit(lambda: began.append(1))
+    workers.submit(other.set)
+    give_up()
+    give_up()
+    hold.set()
+    assert other.wait(15)
+    assert (began, workers.lost) == ([], 0)
+    workers.close()
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3)])
 def test_a_supervisor_that_fails_on_one_session_goes_on_with_the_next(quiet, error):
     class Charge:

@@ -201,8 +201,14 @@ class SimulatedWorkers:
 
     def submit(self, job: Callable[[], None]) -> GiveUp:
         """One that runs cannot be given up on: nothing else runs meanwhile."""
-        self._source.add(job)
-        return lambda: None
+        waiting = [job]
+
+        def begin() -> None:
+            if waiting:
+                waiting.pop()()
+
+        self._source.add(begin)
+        return waiting.clear
 
     def waiting(self) -> AbstractContextManager[None]:
         return nullcontext()
