@@ -87,7 +87,9 @@ class Publisher:
 
     def add(self, subscription: Subscription) -> None:
         with self._lock:
-            if subscription.session_id is None:
+            if self._closed:
+                subscription.end()
+            elif subscription.session_id is None:
                 self._all.append(subscription)
             else:
                 self._by_session.setdefault(subscription.session_id, []).append(subscription)

@@ -74,6 +74,7 @@ class Subscription:
         self._wakers: list[Callable[[], None]] = []
         self.cursor = publisher.cursor if after is None else after
         self._behind = after is not None
+        self._catching_up = False
         publisher.add(self)
 
     # --- from the publisher --------------------------------------------------------------------
@@ -104,6 +105,11 @@ class Subscription:
             waker()
 
     @property
+    def _has_to_catch_up(self) -> bool:
+        """The journal comes first; whoever asked for it may be gone before it is there."""
+        return self._behind or self._catching_up
+
+    @property
     def _ended(self) -> bool:
         return self._closed or (self._deleted and self.session_id is not None)
 
@@ -116,7 +122,7 @@ class Subscription:
         """
         while True:
             event = self._take()
-            if event is not None or not self._behind:
+            if event is not None or not self._has_to_catch_up:
                 return event
             self._catch_up()
 
@@ -129,7 +135,7 @@ class Subscription:
                 event = self._replay.popleft()
             else:
                 with self._condition:
-                    if self._behind or not self._buffer:
+                    if self._has_to_catch_up or not self._buffer:
                         return None
                     event = self._buffer.popleft()
             if event.cursor is not None:
@@ -149,21 +155,27 @@ class Subscription:
                 if not self._behind:
                     return
                 # From here on live events are buffered; what the page also has is skipped later.
-                self._behind = False
+                self._behind, self._catching_up = False, True
             try:
-                page = self._page()
-            except RuntimeClosed:
-                if self.cursor < self._publisher.cursor:
-                    self._replay.append(self._overflow())
-                return  # that is the end of it
-            except BaseException:
-                self.fall_behind()
-                raise
-            self._replay.extend(page)
-            if len(page) >= _PAGE:
-                self.fall_behind()
-            else:
-                self._publisher.join(self)
+                self._read_on()
+            finally:
+                self._catching_up = False
+
+    def _read_on(self) -> None:
+        try:
+            page = self._page()
+        except RuntimeClosed:
+            if self.cursor < self._publisher.cursor:
+                self._replay.append(self._overflow())
+            return  # that is the end of it
+        except BaseException:
+            self.fall_behind()
+            raise
+        self._replay.extend(page)
+        if len(page) >= _PAGE:
+            self.fall_behind()
+        else:
+            self._publisher.join(self)
 
     def _page(self) -> list[Event]:
         """What comes next in the journal, after what has to be said about it.
@@ -220,7 +232,7 @@ class Subscription:
             if event is not None:
                 return event
             with self._condition:
-                if self._buffer or self._behind or self._error:
+                if self._buffer or self._has_to_catch_up or self._error:
                     continue
                 left_s = None if deadline is None else deadline - time.monotonic()
                 if self._ended or (left_s is not None and left_s <= 0):
@@ -235,13 +247,13 @@ class Subscription:
             event = self._take()
             if event is not None:
                 return event
-            if self._behind:
+            if self._has_to_catch_up:
                 await asyncio.to_thread(self._catch_up)
                 continue
             woken = loop.create_future()
             waker = partial(_wake_loop, loop, woken)
             with self._condition:
-                if self._buffer or self._behind or self._error:
+                if self._buffer or self._has_to_catch_up or self._error:
                     continue
                 if self._ended:
                     return None
@@ -271,6 +283,10 @@ class Subscription:
     def close(self) -> None:
         """End the stream; what is buffered can still be taken. Safe to repeat."""
         self._publisher.remove(self)
+        self.end()
+
+    def end(self) -> None:
+        """From here on nothing comes. Called by the publisher, which has forgotten it."""
         with self._condition:
             self._closed = True
             self._wake()

@@ -406,6 +406,53 @@ def test_a_client_that_catches_up_with_what_is_not_published_yet_sees_no_delta_a
     deleting.join(15)
 
 
+@pytest.mark.parametrize("live", [True, False], ids=["with news", "without"])
+def test_whoever_gives_up_on_a_page_of_the_journal_loses_nothing_of_it(opened, monkeypatch, live):
+    """A wait is cancelled while its page is read in a thread; the next one needs that page."""
+    runtime = opened()
+    reading, go = threading.Event(), threading.Event()
+    journal = runtime.engine.publisher.journal
+    real = journal.events
+
+    def events(**options):
+        page = real(**options)
+        reading.set()
+        assert go.wait(15)
+        return page
+
+    async def main():
+        await runtime.create_session()
+        monkeypatch.setattr(journal, "events", events)
+        with runtime.events(after=0, deltas=False) as late:
+            waiting = asyncio.ensure_future(late.next_async())
+            assert await asyncio.to_thread(reading.wait, 15)
+            waiting.cancel()
+            if live:
+                await runtime.create_session()
+            expected = runtime.cursor
+            waiting = asyncio.ensure_future(late.next_async())
+            await asyncio.sleep(0)
+            go.set()
+            told = [(await asyncio.wait_for(waiting, 15)).cursor]
+            while told[-1] < expected:
+                told.append((await asyncio.wait_for(late.next_async(), 15)).cursor)
+            assert told == list(range(1, expected + 1))
+
+    asyncio.run(main())
+
+
+def test_who_subscribes_as_the_runtime_closes_is_told_the_end(opened):
+    runtime = opened()
+    publisher = runtime.engine.publisher
+    runtime.close()
+    late = subscriptions.Subscription(publisher)
+    following = threading.Thread(target=list, args=(late,), daemon=True)
+    following.start()
+    following.join(15)
+    assert not following.is_alive()
+    assert publisher.subscriptions() == 0
+
+
 # --- signals -----------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 from fold import Fold, stored
 
-from understudy import RestartPolicy, Retention, ScriptedModel, ToolContext, errors
+from understudy import RestartPolicy, Retention, Runtime, ScriptedModel, ToolContext, errors
 from understudy.testing import Call, Gate, Say, SystemClock, VirtualClock, Wait, crash, echo
 
 
@@ -396,3 +396,12 @@ def test_a_step_whose_answer_another_process_ended_asks_no_model(opened, monkeyp
     with pytest.raises(errors.TurnAborted):
         turn.result(timeout_s=15)
     assert not asked
+
+
+def test_what_a_runtime_committed_that_is_gone_again_is_told_at_the_next_look(opened, path):
+    """Not only when the lease is renewed, which is a quarter of it."""
+    runtime = opened(lease_s=120)
+    with runtime.events() as events:
+        with Runtime(path, lease_s=120) as other:
+            session = other.create_session()
+        assert events.next(timeout_s=15).session_id == session.id

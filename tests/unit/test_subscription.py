@@ -56,6 +56,7 @@ def test_a_gap_that_grows_before_its_first_event_comes_is_told_again():
     publisher.poll()
     assert told(subscription) == [(60, 73), *range(73, 121)]
     subscription.close()
+    subscription._publisher.close(15)
 
 
 def test_what_was_read_before_it_was_trimmed_is_no_gap():
@@ -64,3 +65,4 @@ def test_what_was_read_before_it_was_trimmed_is_no_gap():
     subscription = Subscription(published(journal, upto=20), after=0)
     assert told(subscription) == list(range(1, 21))
     subscription.close()
+    subscription._publisher.close(15)
