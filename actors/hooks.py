@@ -133,7 +133,10 @@ class Hooks:
                 message_id=message_id,
                 outcome=outcome,
             )
-            self.workers.submit(lambda: self._fire_with_answer(call))
+            try:
+                self.workers.submit(lambda: self._fire_with_answer(call))
+            except RuntimeError:
+                logger.exception("Hook %s was not run", hook)
 
     def _fire_with_answer(self, call: HookCall) -> None:
         if call.message_id is not None:
@@ -214,7 +217,12 @@ class Hooks:
                 self._note(call, lambda: give_up(), done)  # noqa: PLW0108 - it may not be there yet
             context.run(_guarded, hook, call, done)
 
-        give_up = self.workers.submit(job)
+        try:
+            give_up = self.workers.submit(job)
+        except RuntimeError:
+            logger.exception("Hook %s was not run", call.hook)
+            done.set(None)
+            return done, _nothing
         return done, give_up
 
     def _note(self, call: HookCall, give_up: GiveUp, done: Pending[Any]) -> None:

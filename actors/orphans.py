@@ -108,7 +108,10 @@ class Orphans:
             except BaseException as error:  # noqa: BLE001 - told to whoever waits
                 pending.fail(error)
 
-        self._engine.hooks.workers.submit(work)
+        try:
+            self._engine.hooks.workers.submit(work)
+        except RuntimeError as error:  # no thread for it
+            pending.fail(error)
         return pending
 
     def _decide(self, chunk: Sequence[str]) -> Decided:

@@ -96,7 +96,10 @@ class Reports:
             return
         self.latest.append(report)
         if self._hook is not None:
-            self._engine.hooks.workers.submit(lambda: self._call_hook(report))
+            try:
+                self._engine.hooks.workers.submit(lambda: self._call_hook(report))
+            except RuntimeError:
+                logger.exception("The recovery hook was not run for session %s", session_id)
 
     def orphan_recovered(self, info: SessionRecord, facts: tuple[AnyFact, ...]) -> None:
         """A session is whole again, and rests: there is no actor of it."""

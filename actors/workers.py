@@ -39,7 +39,8 @@ class Workers(Protocol):
     def submit(self, job: Callable[[], None]) -> GiveUp:
         """Run ``job`` soon; it must not raise. Call the result when nobody waits for it any more.
 
-        One that has not begun by then never does, so it must not be what answers others.
+        One that has not begun by then never does, so it must not be what answers others. Raises
+        ``RuntimeError`` where there is no thread for it, and none can be started.
         """
         ...
 
@@ -86,14 +87,24 @@ class WorkerThreads:
         run = _Run(job)
         with self._lock:
             self._waiting += 1
-            if self._waiting > self._idle and self._threads < self._limit:
-                self._threads += 1
-                self._start_thread()
+            try:
+                self._add_thread()
+            except RuntimeError:
+                if not self._threads:
+                    self._waiting -= 1
+                    raise
         self._jobs.put(run)
         return lambda: self._give_up(run)
 
-    def _start_thread(self) -> None:
-        threading.Thread(target=self._run, name="understudy-tool", daemon=True).start()
+    def _add_thread(self) -> None:
+        """One more, if a job waits for it. Raises ``RuntimeError`` where there is no room for it."""
+        if self._waiting > self._idle and self._threads < self._limit:
+            self._threads += 1
+            try:
+                threading.Thread(target=self._run, name="understudy-tool", daemon=True).start()
+            except RuntimeError:
+                self._threads -= 1
+                raise
 
     def _run(self) -> None:
         _here.workers = self
@@ -155,9 +166,10 @@ class WorkerThreads:
     def _leave(self) -> None:
         """Stop counting a thread, and let another do what waits."""
         self._threads -= 1
-        if self._waiting > self._idle and self._threads < self._limit:
-            self._threads += 1
-            self._start_thread()
+        try:
+            self._add_thread()
+        except RuntimeError as error:  # whoever comes back, or is handed in next, lets it go on
+            logger.warning("No thread for %d jobs that wait: %s", self._waiting, error)
 
     def close(self) -> None:
         """Let idle threads end now."""

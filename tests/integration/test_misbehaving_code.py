@@ -13,6 +13,7 @@ import pytest
 from understudy import Limits, RestartPolicy, Runtime, ScriptedModel, errors, signals, tool
 from understudy.actors.models.protocol import Finish, ReasoningDelta, TextDelta, ToolCall, UserTurn
 from understudy.actors.models.scripted import Call, Gate, Say, Wait
+from understudy.store.events import SessionIdle
 
 
 class Foreign:
@@ -259,6 +260,40 @@ def test_hooks_that_never_return_are_bounded(opened, caplog, monkeypatch, eventu
     eventually(lambda: runtime.engine.hooks.workers.lost == 0)
     session.prompt("go").result(timeout_s=15)
     assert len(hung) == 3
+
+
+@pytest.fixture
+def crowded(opened, monkeypatch):
+    """A runtime with hooks in a process that can start no thread for them."""
+
+    def refuse(job):
+        raise RuntimeError("can't start new thread")
+
+    def open_crowded(**options):
+        runtime = opened(**options)
+        monkeypatch.setattr(runtime.engine.hooks.workers, "submit", refuse)
+        return runtime
+
+    return open_crowded
+
+
+@pytest.mark.parametrize("hook", ["session_start", "before_prompt", "after_turn"])
+def test_a_hook_without_a_thread_to_run_on_is_logged_and_changes_nothing(crowded, caplog, hook):
+    runtime = crowded(hooks={hook: lambda call: None})
+    session = runtime.create_session()
+    assert session.prompt("go").result(timeout_s=15).text == "go"
+    assert session.prompt("on").result(timeout_s=15).text == "on"
+    session.wait_idle(timeout_s=15)
+    assert f"Hook {hook} was not run" in caplog.text
+    assert runtime.engine.supervisor.restarts == 0
+
+
+def test_a_recovery_hook_without_a_thread_to_run_on_is_logged(crowded, caplog):
+    runtime = crowded(recovery_hook=lambda *_: None)
+    session = runtime.create_session()
+    runtime.engine.reports.recovered(session.id, "restart", (SessionIdle(session_id=session.id),))
+    assert f"The recovery hook was not run for session {session.id}" in caplog.text
+    assert [each.session_id for each in runtime.engine.reports.latest] == [session.id]
 
 
 def test_tools_that_never_return_are_bounded_and_reported(opened, monkeypatch, eventually, caplog):

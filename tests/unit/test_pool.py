@@ -250,6 +250,73 @@ def test_a_job_given_up_on_before_it_begins_does_not_begin():
     workers.close()
 
 
+@pytest.fixture
+def room(monkeypatch):
+    """Whether the process may start threads for tools: up to the test."""
+    start, room = threading.Thread.start, threading.Event()
+
+    def start_if_there_is_room(thread):
+        if thread.name == "understudy-tool" and not room.is_set():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_there_is_room)
+    return room
+
+
+def test_a_thread_that_could_not_be_started_is_not_counted(room):
+    workers = WorkerThreads(1)
+    refused, ran = [], threading.Event()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="new thread"):
+            workers.submit(lambda: refused.append(1))
+    room.set()
+    workers.submit(ran.set)
+    assert ran.wait(15)
+    assert (refused, workers._waiting) == ([], 0)
+    workers.close()
+
+
+def test_where_no_thread_can_be_started_those_there_are_do_the_work(room):
+    workers = WorkerThreads(2)
+    held, hold, other = threading.Event(), threading.Event(), threading.Event()
+
+    def first():
+        held.set()
+        hold.wait(15)
+
+    room.set()
+    workers.submit(first)
+    assert held.wait(15)
+    room.clear()
+    workers.submit(other.set)
+    hold.set()
+    assert other.wait(15)
+    workers.close()
+
+
+def test_one_that_waits_where_no_thread_can_be_started_goes_on(room):
+    workers = WorkerThreads(1)
+    held, hold, other, waited = (threading.Event() for _ in range(4))
+
+    def first():
+        held.set()
+        hold.wait(15)
+        with workers.waiting():
+            waited.set()
+
+    room.set()
+    workers.submit(first)
+    assert held.wait(15)
+    workers.submit(other.set)
+    room.clear()
+    hold.set()
+    assert waited.wait(15)
+    assert other.wait(15)
+    assert workers._threads == 1
+    workers.close()
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3)])
 def test_a_supervisor_that_fails_on_one_session_goes_on_with_the_next(quiet, error):
     class Charge:
