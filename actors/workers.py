@@ -97,7 +97,7 @@ class WorkerThreads:
         return lambda: self._give_up(run)
 
     def _add_thread(self) -> None:
-        """One more, if a job waits for it. Raises ``RuntimeError`` where there is no room for it."""
+        """One more, if a job waits for it. Raises ``RuntimeError`` where it has no room."""
         if self._waiting > self._idle and self._threads < self._limit:
             self._threads += 1
             try:
