@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
@@ -98,7 +99,10 @@ class _Reader(OneAtATime):
                 connection: sqlite3.Connection = self._database.connection()
                 connection.execute("BEGIN")
             except BaseException:
-                self._reads.give_back(self._database)
+                try:
+                    self._database.close()  # one that was interrupted may be in its transaction
+                finally:
+                    self._reads.give_back(self._database)
                 raise
         except BaseException as error:
             super().__exit__(None, None, None)
@@ -160,8 +164,12 @@ class Reads:
             raise
 
     def give_back(self, database: SqliteDatabase) -> None:
-        self._idle.append(database)
-        self._slots.put(True)
+        try:
+            self._idle.append(database)
+            if self._closed:  # the close did not wait any longer
+                self._close_idle()
+        finally:
+            self._slots.put(True)
 
     def translated(self, error: BaseException | None) -> StoreError | None:
         """The error of ours for one of the database's."""
@@ -169,15 +177,26 @@ class Reads:
             return translate(error, self._path)
         return None
 
-    def close(self) -> None:
-        """Close every reader; one in use is waited for."""
-        for _ in range(_READERS):
-            self._slots.get()
+    def close(self, *, timeout_s: float = 10.0) -> bool:
+        """Close every reader. False if one is in use for longer: that is closed when it is done."""
+        until_s = time.monotonic() + timeout_s
+        try:
+            for _ in range(_READERS):
+                self._slots.get(timeout=max(0.0, until_s - time.monotonic()))
+        except queue.Empty:
+            all_done = False
+        else:
+            all_done = True
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
-        for _ in range(_READERS):
+        self._close_idle()
+        for _ in range(_READERS):  # also those never given back: who waits for one is refused
             self._slots.put(True)
+        return all_done
+
+    def _close_idle(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     # --- sessions ------------------------------------------------------------------------------
 

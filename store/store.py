@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -114,16 +115,17 @@ class Store:
 
     def close(self, *, timeout_s: float = 10.0) -> bool:
         """Commit what was submitted, let go of every claim, close. False if time ran out."""
-        stopped = True
+        until_s = time.monotonic() + timeout_s
+        stopped = at_rest = True
         if self._writer is not None:
             self.submit(self._let_go, _ignore)
             stopped = self._writer.close(timeout_s)
         if self._reads is not None:
-            self._reads.close()
+            at_rest = self._reads.close(timeout_s=max(0.0, until_s - time.monotonic()))
         if stopped and self._database is not None:
             self._database.close()
         self.lease.let_go()
-        return stopped
+        return stopped and at_rest
 
     def _let_go(self, tx: Transaction) -> tuple[None, list[Event]]:
         claims.release_all(tx, owner=self.runtime_id)

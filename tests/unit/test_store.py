@@ -5,6 +5,7 @@ import functools
 import logging
 import sqlite3
 import threading
+from collections import deque
 
 import pytest
 
@@ -327,6 +328,52 @@ def test_a_read_that_cannot_begin_is_an_error_of_ours_and_gives_its_connection_b
     database.connection().rollback()
     for _ in range(20):  # more than there are connections
         assert stored.read.session("ses_1") is None
+
+
+def test_a_read_that_is_interrupted_as_it_begins_leaves_its_connection_to_others(stored):
+    class Interrupted:
+        def __init__(self, connection):
+            self._connection = connection
+
+        def execute(self, sql):
+            self._connection.execute(sql)
+            raise KeyboardInterrupt
+
+    assert stored.read.session("ses_1") is None
+    database = stored.read._idle[-1]
+    connection = database.connection
+    database.connection = lambda: Interrupted(connection())
+    with pytest.raises(KeyboardInterrupt):
+        stored.read.session("ses_1")
+    database.connection = connection
+    for _ in range(20):  # more than there are connections
+        assert stored.read.session("ses_1") is None
+
+
+def test_an_interrupt_as_a_connection_is_given_back_costs_the_others_no_place(stored):
+    class Interrupted(deque):
+        def append(self, database):
+            super().append(database)
+            raise KeyboardInterrupt
+
+    reads = stored.read
+    free = reads._slots.qsize()
+    reads._idle = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        reads.session("ses_1")
+    assert reads._slots.qsize() == free
+    reads._idle = deque(reads._idle)
+
+
+def test_a_close_does_not_wait_for_ever_for_a_reader(stored):
+    with stored.read.connection() as held:
+        assert not stored.close(timeout_s=0.01)
+        assert held.execute("SELECT count(*) FROM session").fetchone() == (0,)
+        with pytest.raises(errors.RuntimeClosed):
+            stored.read.session("ses_1")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        held.execute("SELECT 1")
+    assert stored.close(timeout_s=15)
 
 
 def test_a_kept_error_of_a_read_keeps_no_old_state_for_the_reads_after_it(stored):
