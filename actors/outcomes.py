@@ -101,7 +101,8 @@ class Outcomes:
         """Answer who waits for rest. An actor here may not know that others ended its turn."""
         rests = self._host.status_of(session_id)["type"] in ("idle", "quarantined")
         if rests or not self._host.store.read.is_unfinished(session_id):
-            self._tell(session_id, _IDLE, None)
+            # What was read may be news that nobody was told yet.
+            self._host.store.between_commits(lambda: self._tell(session_id, _IDLE, None))
 
     def _look(self, session_id: str, message_id: str) -> None:
         """Answer who waits for a prompt or a compaction by what its rows say of its end."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 
 import pytest
 
@@ -49,6 +50,36 @@ def test_the_text_of_a_turn_can_be_awaited(opened):
         return "".join([piece async for piece in turn.text()])
 
     assert asyncio.run(read()) == WORDS
+
+
+def test_nobody_is_told_of_rest_before_its_news(opened, monkeypatch):
+    committed, go_on, looked = threading.Event(), threading.Event(), threading.Event()
+    prompted = threading.Event()
+
+    def fault(point):
+        if point != "committed" or not prompted.is_set() or committed.is_set():
+            return
+        if not runtime.engine.store.read.is_unfinished(session.id):
+            committed.set()
+            go_on.wait(15)
+
+    gate = Gate()
+    runtime = opened(ScriptedModel([[Wait(gate), Say("done")]]), fault=fault)
+    session = runtime.create_session()
+    turn = session.prompt("go")
+    prompted.set()
+    gate.open()
+    assert committed.wait(15)
+    outcomes = runtime.engine.outcomes
+    look = outcomes._look_idle
+    monkeypatch.setattr(outcomes, "_look_idle", lambda each: (look(each), looked.set()))
+    pending = outcomes.idle_of(session.id)
+    assert looked.wait(15)
+    assert not pending.done
+    go_on.set()
+    pending.get(timeout=15)
+    assert session.status().type == "idle"
+    assert turn.result(timeout_s=15).text == "done"
 
 
 def test_the_text_of_a_turn_that_fails_ends(opened):
