@@ -230,6 +230,8 @@ class Callers:
         lifted = await session.reset()
         story = self._story(session.id, life)
         sure = mine and story is not None and not story.quarantined and process.failed == failed
+        if process.engine._state != "open":  # noqa: SLF001 - then the next one takes it up
+            return
         if lifted and sure and watch.epoch(session.id) <= epoch:
             self._found("a reset takes a session up again", session.id)
 
