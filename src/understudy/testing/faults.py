@@ -60,11 +60,19 @@ class Faults:
         self._stage.watch.closed(story for story in mine if story.reset_at <= cursor)
 
     def _with_actors(self, process: Process) -> list[Story]:
-        """Sessions that a process may end when it closes; none if it does not move."""
-        registry, stories = process.engine.registry, self._stage.watch.stories.values()
+        """Sessions that a process may end when it closes; none if it does not move.
+
+        One that was taken over from it is not its own, though its actor has yet to learn of that.
+        """
         if process.life.frozen:
             return []
-        return [each for each in stories if registry.actor(each.id) is not None]
+        mine = []
+        for story in self._stage.watch.stories.values():
+            actor = process.engine.registry.actor(story.id)
+            ours = self._stage.watch.owner(story.id) == process.engine.id
+            if actor is not None and (ours or actor.state is None):
+                mine.append(story)
+        return mine
 
     def second(self, _: Act) -> None:
         if len(self._stage.alive()) < 2:
