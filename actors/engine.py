@@ -162,6 +162,7 @@ class Engine:
             if self._state != "new":
                 raise RuntimeClosed("A runtime starts once")
             self._state, self._starting = "open", True
+            self._closer = threading.get_ident()  # of whoever closes it before it is up
         try:
             self.store.open()
             self.publisher.open(self.store.read)
@@ -192,6 +193,8 @@ class Engine:
             if before in ("new", "open"):
                 self._state = "closing"
             mine = before == "new" or (before == "open" and not self._starting)
+            if mine:
+                self._closer = threading.get_ident()
         if mine:
             self._end(drain_s, timeout_s, started=before == "open")
         elif self._closer != threading.get_ident() and not in_event_loop():
@@ -200,7 +203,7 @@ class Engine:
 
     def _end(self, drain_s: float, timeout_s: float, *, started: bool = True) -> None:
         """Close, once: for the first who closes it, or who starts it if it is not up yet."""
-        self._state, self._closer = "closing", threading.get_ident()
+        self._state = "closing"
         try:
             self._clean = self._close(drain_s, timeout_s, started=started)
         finally:
@@ -243,6 +246,7 @@ class Engine:
     def _interrupt(self, timeout_s: float) -> None:
         """End what still runs; durable, so that nothing is left to recover."""
         deadline = self.clock.monotonic_s() + timeout_s
+        self.rules = msgspec.structs.replace(self.rules, rest=True)  # whose actor is restarted now
         waiting = [
             self.registry.send(session_id, Abort(reason="close"))
             for session_id in self.registry.wind_down()

@@ -201,7 +201,8 @@ class Registry:
     def wind_down(self) -> list[str]:
         """Begin nothing more and let go of who is idle. Returns who is not, to be ended.
 
-        A message that waits is work: who has one is not idle, whatever its state says.
+        A message that waits is work: who has one is not idle, whatever its state says. Who died
+        idle and is to be restarted has nothing to end.
         """
         with self._lock:
             self._closing = True
@@ -209,7 +210,7 @@ class Registry:
                 actor = mailbox.actor
                 if isinstance(actor, SessionActor) and _close_if_idle(mailbox, actor):
                     del self._live[session_id]
-            return list(self._live)
+            return [each for each, mailbox in self._live.items() if not _died_idle(mailbox)]
 
     def close(self) -> list[SessionActor]:
         """Take no more commands; whoever waits gets ``RuntimeClosed``. Returns who still works."""
@@ -219,6 +220,13 @@ class Registry:
         for session_id, mailbox in live:
             self.ended(session_id, mailbox, RuntimeClosed("The runtime is closed"))
         return [mailbox.actor for _, mailbox in live if isinstance(mailbox.actor, SessionActor)]
+
+
+def _died_idle(mailbox: Mailbox) -> bool:
+    actor = mailbox.actor
+    if not isinstance(actor, SessionActor) or not actor.actor_stopped.is_set():
+        return False
+    return actor.idle and mailbox.empty()
 
 
 def _close_if_idle(mailbox: Mailbox, actor: SessionActor) -> bool:

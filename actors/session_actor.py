@@ -195,6 +195,7 @@ class SessionActor(PooledActor):
         if batch.facts or self._batch is not None or not self._owns():
             self._batch = batch
         else:
+            self.state = batch.state
             self._finish(batch)
 
     def _owns(self) -> bool:

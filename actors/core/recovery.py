@@ -47,6 +47,7 @@ _STEP_RESTARTED: Final = Failure(
 
 def recover(d: Draft, command: Recover) -> None:
     loaded, reason = command.loaded, command.reason
+    d.closing = d.rules.rest
     if command.restarted:
         d.emit(ActorRestarted(session_id=d.session_id, epoch=command.epoch, reason=reason))
     parts: dict[str, dict[str, AnyPart]] = defaultdict(dict)

@@ -80,7 +80,8 @@ class CompactionRules(msgspec.Struct, frozen=True, kw_only=True):
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """The policy a runtime decides by.
 
-    With ``rest`` a recovery closes what was cut short and leaves what waits to the next start.
+    With ``rest`` a recovery closes what was cut short and leaves what waits to the next start;
+    nothing starts after it.
     """
 
     limits: Limits = Limits()

@@ -3,10 +3,13 @@
 import threading
 
 import pytest
+from pykka._envelope import Envelope
 
-from understudy import Runtime, errors
+from understudy import RestartPolicy, Runtime, errors, tool
 from understudy.actors import session_actor
-from understudy.actors.core.commands import UpdateSession
+from understudy.actors.core.commands import Reply, UpdateSession
+from understudy.actors.messages import Crash, Request
+from understudy.actors.pending import Pending
 from understudy.gateway.audit import audit
 from understudy.testing import Call, Gate, Say, ScriptedModel, Wait
 
@@ -146,6 +149,85 @@ def test_who_was_let_in_before_the_close_and_comes_after_it_is_refused(
     assert outcomes(path, idle.id) == []
 
 
+def sent_past_the_registry(runtime, session, command):
+    """As by a thread that was let in before the close, and goes on now."""
+    answer = Pending()
+    runtime.engine.registry.actor(session.id).actor_inbox.put(Envelope(Request(command, answer)))
+    return answer
+
+
+def test_a_call_that_waits_for_a_person_is_not_begun_by_an_answer_after_the_close(
+    path, at_the_end, eventually
+):
+    ran = []
+
+    @tool(permission="edit")
+    def edit() -> str:
+        """Note that it ran."""
+        ran.append("edit")
+        return "done"
+
+    options = {"tools": [edit], "permissions": {"edit": "ask"}, "durability": "normal"}
+    model = ScriptedModel([[Call("edit", {})], [Say("edited")]])
+    runtime = Runtime(path, model=model, **options).start()
+    session = runtime.create_session()
+    session.prompt("edit")
+    eventually(runtime.asks)
+    ask = runtime.asks()[0]
+    refused = []
+
+    def answer():
+        answered = sent_past_the_registry(runtime, session, Reply(ask_id=ask.id, reply="once"))
+        with pytest.raises(errors.RuntimeClosed):
+            answered.get(timeout=15)
+        refused.append(answered)
+
+    at_the_end(runtime, answer)
+    runtime.close()
+    assert refused
+    assert ran == []
+    with Runtime(path, model=model, **options) as again:
+        assert [each.id for each in again.asks()] == [ask.id]
+
+
+def test_an_actor_that_is_replaced_in_the_close_starts_nothing_either(path, at_the_end, eventually):
+    gate = Gate()
+    model = ScriptedModel([[Wait(gate), Say("never")]])
+    runtime = Runtime(path, model=model, durability="normal").start()
+    session = runtime.create_session()
+    session.prompt("runs")
+    session.prompt("waits")
+    gate.wait_reached()
+    registry, settled = runtime.engine.registry, []
+
+    def crash():
+        first = registry.actor(session.id)
+        with pytest.raises(errors.ActorCrashed):
+            sent_past_the_registry(runtime, session, Crash("boom")).get(timeout=15)
+        eventually(lambda: registry.actor(session.id) is not first)
+        second = registry.actor(session.id)
+        eventually(lambda: second.state is not None and second.settled)
+        settled.append(second)
+
+    at_the_end(runtime, crash)
+    runtime.close()
+    assert settled
+    assert left_open(path) == []
+    assert outcomes(path, session.id) == [("interrupted", "close"), ("answered", None)]
+
+
+def test_a_close_does_not_wait_for_the_restart_of_an_idle_session(path, eventually, caplog):
+    slow = RestartPolicy(backoff_s=20.0, max_backoff_s=30.0)
+    runtime = Runtime(path, restart=slow, durability="normal").start()
+    session = runtime.create_session()
+    with pytest.raises(errors.ActorCrashed):
+        runtime.engine.registry.send(session.id, Crash("boom")).get(timeout=15)
+    eventually(lambda: runtime.engine.supervisor.restarts == 1)
+    caplog.clear()
+    assert runtime.close(timeout_s=1.0)
+    assert caplog.messages == []
+
+
 def test_what_is_committed_after_a_close_gave_up_waiting_disturbs_nobody(path, opened, caplog):
     reached, release = threading.Event(), threading.Event()
 
@@ -234,6 +316,25 @@ def test_a_close_does_not_wait_for_ever_for_a_start(path, starting, eventually, 
     assert runtime.close()
     assert not list(path.parent.glob("*.lock"))
     eventually(lambda: not _ours())
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_close_within_a_start_does_not_wait_for_itself(path, monkeypatch, eventually, step):
+    """As a signal handler does that runs in the thread which starts the runtime."""
+    runtime, clean = Runtime(path, durability="normal"), []
+    place = getattr(runtime.engine, step[0])
+    real = getattr(place, step[1])
+
+    def interrupted():
+        real()
+        clean.append(runtime.close(timeout_s=0.1))
+
+    monkeypatch.setattr(place, step[1], interrupted)
+    with pytest.raises(errors.RuntimeClosed):
+        runtime.start()
+    assert clean == [True]
+    eventually(lambda: not _ours())
+    assert not list(path.parent.glob("*.lock"))
 
 
 def _ours():
