@@ -99,7 +99,10 @@ class Outcomes:
 
     def _look_idle(self, session_id: str) -> None:
         """Answer who waits for rest. An actor here may not know that others ended its turn."""
-        rests = self._host.status_of(session_id)["type"] in ("idle", "quarantined")
+        status = self._host.status_of(session_id)
+        rests = status["type"] == "quarantined" or (
+            status["type"] == "idle" and not status.get("queued")  # what a close leaves waits
+        )
         if rests or not self._host.store.read.is_unfinished(session_id):
             # What was read may be news that nobody was told yet.
             self._host.store.between_commits(lambda: self._tell(session_id, _IDLE, None))

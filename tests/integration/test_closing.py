@@ -156,6 +156,27 @@ def sent_past_the_registry(runtime, session, command):
     return answer
 
 
+def test_a_session_with_prompts_left_to_the_next_start_is_not_called_at_rest(path, at_the_end):
+    gate, told = Gate(), []
+    runtime = Runtime(path, model=ScriptedModel([[Wait(gate), Say("never")]])).start()
+    session = runtime.create_session()
+    session.prompt("runs")
+    session.prompt("waits")
+    gate.wait_reached()
+
+    def act():
+        told.append(runtime.engine.outcomes.idle_of(session.id))
+        looked = threading.Event()
+        runtime.engine.store.between_commits(looked.set)
+        assert looked.wait(15)
+
+    at_the_end(runtime, act)
+    assert runtime.close()
+    with pytest.raises(errors.RuntimeClosed):
+        told[0].get(timeout=15)
+    assert outcomes(path, session.id) == [("interrupted", "close"), ("answered", None)]
+
+
 def test_a_call_that_waits_for_a_person_is_not_begun_by_an_answer_after_the_close(
     path, at_the_end, eventually
 ):
