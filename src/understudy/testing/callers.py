@@ -49,17 +49,21 @@ class Callers:
         self, process: Process, session: Session, message_id: str, text: str, when_busy: Any
     ) -> None:
         watch, name = self._stage.watch, f"{message_id} of {session.id}"
+        life = watch.life(session.id)
         turn = await session.prompt(text, message_id=message_id, when_busy=when_busy)
         if (session.id, message_id) not in watch.accepted:
             self._found("what a caller was told is durable", name)
-        story = watch.stories[session.id]
-        accepted = story.text_of(message_id)  # empty once it is reverted or edited
-        if accepted and accepted != text:
+        if (story := self._story(session.id, life)) is not None:
+            self._is_as_given(story, message_id, text, when_busy)
+        await self.result(turn, session.id, message_id)
+
+    def _is_as_given(self, story: Story, message_id: str, text: str, when_busy: str) -> None:
+        name, accepted = f"{message_id} of {story.id}", story.text_of(message_id)
+        if accepted and accepted != text:  # empty once it is reverted or edited
             self._found("an id is one prompt", f"{name}: {accepted!r}, not {text!r}")
         info = story.tables["inbox"].get(message_id)
         if info is not None and info.get("when_busy", "queue") != when_busy:
             self._found("an id is one prompt", f"{name} does not {when_busy}: {info}")
-        await self.result(turn, session.id, message_id)
 
     async def result(self, turn: Any, session_id: str, message_id: str) -> None:
         """Wait for a prompt's end, which must be the one that was committed."""
