@@ -120,8 +120,10 @@ class _Reader(OneAtATime):
             else:
                 self._connection.rollback()
         finally:
-            self._reads.give_back(self._database)
-            super().__exit__(None, None, None)
+            try:
+                self._reads.give_back(self._database)
+            finally:
+                super().__exit__(None, None, None)
         if (ours := self._reads.translated(error)) is not None:
             raise ours from error
 

@@ -17,6 +17,7 @@ from understudy.store.events import SessionCreated
 from understudy.store.reads import cursor_before
 from understudy.store.records import Session, SessionTime
 from understudy.store.store import Store
+from understudy.store.turnstile import OneAtATime
 from understudy.store.writer import Job
 
 
@@ -362,6 +363,7 @@ def test_an_interrupt_as_a_connection_is_given_back_costs_the_others_no_place(st
     with pytest.raises(KeyboardInterrupt):
         reads.session("ses_1")
     assert reads._slots.qsize() == free
+    assert not OneAtATime._lock.locked()
     reads._idle = deque(reads._idle)
 
 
