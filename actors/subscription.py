@@ -74,6 +74,7 @@ class Subscription:
         self._wakers: list[Callable[[], None]] = []
         self.cursor = publisher.cursor if after is None else after
         self._behind = after is not None
+        self._ahead = after is not None and after > publisher.cursor
         self._catching_up = False
         publisher.add(self)
 
@@ -87,7 +88,7 @@ class Subscription:
     def push(self, events: Sequence[Event]) -> None:
         """Take events that were just committed, or a live delta. Never blocks."""
         with self._condition:
-            if self._closed:
+            if self._closed or self._is_ahead():
                 return
             if not self._behind:
                 if len(self._buffer) + len(events) > self._limit:
@@ -97,6 +98,12 @@ class Subscription:
                 else:
                     self._buffer.extend(events)
             self._wake()
+
+    def _is_ahead(self) -> bool:
+        """Its cursor, of a snapshot it may be, is not published yet: a text may be over by then."""
+        if self._ahead and self.cursor <= self._publisher.cursor:
+            self._ahead, self._behind = False, True
+        return self._ahead
 
     def _wake(self) -> None:
         self._condition.notify_all()
@@ -213,6 +220,8 @@ class Subscription:
         ``live`` says where every open text stands: the deltas buffered so far are part of it.
         """
         with self._condition:
+            if self._is_ahead():
+                return
             facts = [event for event in self._buffer if event.cursor is not None]
             self._buffer = deque([*facts, *live])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from understudy.actors.publisher import Publisher
 from understudy.actors.subscription import Subscription
-from understudy.store.events import Event, EventsGap, SessionDeleted
+from understudy.store.events import Event, EventsGap, PartDelta, SessionDeleted
 
 
 class Trimmed:
@@ -66,3 +66,60 @@ def test_what_was_read_before_it_was_trimmed_is_no_gap():
     assert told(subscription) == list(range(1, 21))
     subscription.close()
     subscription._publisher.close(15)
+
+
+class Writing:
+    """A stream that has written this of one text."""
+
+    message_id = "msg_a"
+
+    def __init__(self, session_id: str, text: str) -> None:
+        self.session_id = session_id
+        self.text = text
+
+    def text_so_far(self) -> list[PartDelta]:
+        return [
+            PartDelta(
+                session_id=self.session_id,
+                message_id=self.message_id,
+                part_id="prt_a",
+                field="text",
+                offset=0,
+                delta=self.text,
+            )
+        ]
+
+    def event(self) -> Event:
+        return Event(PartDelta.type, self.session_id, None, None, 0, self.text_so_far()[0])
+
+
+def texts(subscription: Subscription) -> list[str]:
+    return [e.data.delta for e in iter(subscription.poll, None) if type(e.data) is PartDelta]
+
+
+def test_who_follows_from_a_snapshot_is_told_no_text_that_ended_before_it():
+    publisher = published(Trimmed(1, 5), upto=3)
+    over, open_ = Writing("ses_a", "over"), Writing("ses_b", "open")
+    publisher.attach(over)  # type: ignore[arg-type]
+    publisher.attach(open_)  # type: ignore[arg-type]
+    with Subscription(publisher, after=5) as subscription:
+        assert texts(subscription) == []
+        subscription.push([over.event()])
+        assert texts(subscription) == []
+        publisher.poll()  # the news of what the snapshot knows
+        assert texts(subscription) == ["open"]
+        subscription.push([open_.event()])
+        assert texts(subscription) == ["open"]
+    publisher.close(15)
+
+
+def test_who_follows_from_a_snapshot_is_told_what_is_open_with_the_next_piece_of_it():
+    publisher = published(Trimmed(1, 5), upto=3)
+    with Subscription(publisher, after=5, session_id="ses_b") as subscription:
+        assert texts(subscription) == []
+        publisher.poll()  # nothing of ses_b
+        stream = Writing("ses_b", "open")
+        publisher.attach(stream)  # type: ignore[arg-type]
+        subscription.push([stream.event()])
+        assert texts(subscription) == ["open"]
+    publisher.close(15)
