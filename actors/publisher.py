@@ -202,11 +202,6 @@ class Publisher:
             if self._streams.get(stream.session_id) is stream:
                 del self._streams[stream.session_id]
 
-    def cut(self, session_id: str) -> None:
-        """Detach whatever streams for a session."""
-        with self._lock:
-            self._streams.pop(session_id, None)
-
     def live_texts(self) -> list[PartDelta]:
         """Every text that is being written, whole, as of now."""
         with self._lock:

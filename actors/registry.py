@@ -120,7 +120,6 @@ class Registry:
         actor = self.actor(session_id)
         if actor is not None and actor.state is not None and actor.epoch < epoch:
             self._around.executor.cancel(session_id, "delete")
-            self._around.publisher.cut(session_id)
             self.remove(session_id, deleted_error(session_id))
 
     def revive(self, session_id: str, mailbox: Mailbox, reason: Reason) -> None:

@@ -305,7 +305,6 @@ class SessionActor(PooledActor):
         """Somebody else owns the session, or it is gone. What was asked is asked again of them."""
         self._dead = True
         self._around.executor.cancel(self.session_id, "lost")
-        self._around.publisher.cut(self.session_id)
         asked = [r for r in batch.requests if not r.again and type(r.command) is not Recover]
         for request in reversed(asked):
             self._mailbox.put_back(request)
@@ -425,7 +424,6 @@ class SessionActor(PooledActor):
             for reply, _, refusal in batch.replies:
                 reply.fail(refusal or crash)
         try:
-            self._around.publisher.cut(self.session_id)
             self._around.executor.cancel(self.session_id, "crash")
         finally:
             self._around.actor_died(self.session_id, self._mailbox, error, culprit)

@@ -705,10 +705,6 @@ def _drop_reports_that_were_not_stored() -> AbstractContextManager[Any]:
     return patch.object(SessionActor, "_not_stored", dropping)
 
 
-def _stream_for_who_owns_it_no_more() -> AbstractContextManager[Any]:
-    return patch.object(Publisher, "cut", lambda self, session_id: None)
-
-
 PLANTED = [
     Planted(name.removeprefix("_").replace("_", " "), plant)
     for name, plant in list(globals().items())

@@ -25,7 +25,6 @@ BEGIN: dict[str, int] = {
     "run hooks of the bypassed": 25,
     "run tools again": 35,
     "stay in retry": 57,
-    "stream for who owns it no more": 293,
     "take a revert back in memory only": 79,
     "tell nobody of a quarantine": 88,
     "work on for who owns it no more": 35,

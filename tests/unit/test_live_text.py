@@ -97,7 +97,7 @@ def test_what_comes_in_one_tick_is_handed_on_together_and_in_order():
     asyncio.run(play())
 
 
-def test_text_of_a_stream_that_was_cut_is_not_handed_on():
+def test_text_of_a_stream_that_was_detached_is_not_handed_on():
     async def play() -> None:
         publisher = opened_publisher()
         live = LiveTexts(publisher)
@@ -106,7 +106,7 @@ def test_text_of_a_stream_that_was_cut_is_not_handed_on():
         publisher.attach(stream)
         stream.text.add("late")
         live.hand_on(stream.text)
-        publisher.cut("ses_a")
+        publisher.detach(stream)
         await asyncio.sleep(0)
         assert not _all(everything)
         assert stream.text.so_far().delta == ""
