@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.actors.models.anthropic_wire import Answer, Thoughts, conversation
 from understudy.actors.models.clients import ClientPerLoop, checked_options, required
-from understudy.actors.models.failures import cut_short, translated
+from understudy.actors.models.failures import cut_short, malformed, translated
 from understudy.actors.models.protocol import ModelEvent, ModelRequest
 from understudy.errors import InvalidInput
 
@@ -109,8 +109,12 @@ class AnthropicModel:
                 raise translated(error, self._sdk, provider_id=self.provider_id) from error
         if answer.reason is None:
             raise cut_short(self.provider_id, content_type, silent=answer.silent)
-        self._remember(answer)
-        for ours in answer.closing():
+        try:
+            self._remember(answer)
+            last = list(answer.closing())
+        except Exception as error:
+            raise malformed(error, provider_id=self.provider_id) from error
+        for ours in last:
             yield ours
 
     async def aclose(self) -> None:

@@ -26,6 +26,8 @@ from understudy.actors.models.protocol import (
 from understudy.actors.surrogates import joined
 from understudy.store.records import CacheTokens, Tokens
 
+COST_LIMIT = 1_000_000  # dollars: what costs more is no cost, but a mistake of the server
+
 # --- the answer --------------------------------------------------------------------------------
 
 
@@ -44,7 +46,7 @@ class _Call:
     def _whole(self) -> bool:
         try:
             msgspec.json.decode(joined(self.arguments))
-        except (msgspec.DecodeError, UnicodeEncodeError):
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
             return False
         return True
 
@@ -153,7 +155,6 @@ def _usage(usage: Any) -> Usage:
         getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None)
     )
     cached, reasoning = min(cached, prompt), min(reasoning, completion)
-    cost = getattr(usage, "cost", None)
     tokens = Tokens(
         total=prompt + completion,
         input=prompt - cached,
@@ -161,7 +162,14 @@ def _usage(usage: Any) -> Usage:
         reasoning=reasoning,
         cache=CacheTokens(read=cached),
     )
-    return Usage(tokens, float(cost) if isinstance(cost, int | float) else 0.0)
+    return Usage(tokens, _cost(getattr(usage, "cost", None)))
+
+
+def _cost(value: object) -> float:
+    """What an answer cost; 0 for what nobody pays: a session adds it up, and JSON has no NaN."""
+    if isinstance(value, int | float) and 0 <= value <= COST_LIMIT:
+        return float(value)
+    return 0.0
 
 
 def _count(value: object) -> int:

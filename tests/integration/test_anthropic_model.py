@@ -195,6 +195,20 @@ def test_calls_given_whole_at_the_start_are_understood(provider, streamed):
     assert ToolCall("a", "ls", '{"x":1}') in talk(provider(streamed(body)))[0]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"type": "tool_use", "name": "ls", "input": {}},
+        {"type": "tool_use", "id": "a", "input": {}},
+        {"type": "tool_use", "id": "a", "name": "ls", "input": {"x": "\ud800"}},
+    ],
+)
+def test_a_call_that_lacks_something_is_a_typed_error(provider, streamed, content):
+    whole = json.dumps(content)  # escaped, as half a character can only be
+    body = sse(start(), *block(0, "?"), *end("tool_use")).replace(b'"?"', whole.encode())
+    assert type(talk(provider(streamed(body)))[0]) is ModelError
+
+
 def test_usage_counts_caches_and_thinking_apart(provider, streamed):
     body = sse(
         start(cache_read_input_tokens=100, cache_creation_input_tokens=7),

@@ -262,6 +262,7 @@ def test_parallel_calls_are_assembled_by_index(provider, streamed):
         ([tool(0, None, "f", "{}"), tool(1, None, "g", "{}")], [("f", "{}"), ("g", "{}")]),
         ([tool(0, "a", "f", {"x": 1})], [("f", '{"x":1}')]),
         ([tool(0, "a", "f", "{not json")], [("f", "{not json")]),
+        ([tool(0, "a", "f", "[" * 3000), tool(0, "a", "f", "[")], [("f", "[" * 3001)]),
     ],
 )
 def test_sloppy_servers_are_understood(provider, streamed, deltas, wanted):
@@ -279,6 +280,13 @@ def test_arguments_cut_within_a_character_are_one_call(provider, streamed):
     ((call, finish),) = talk(provider(streamed(sse(*map(json.dumps, chunks)))))
     assert joined(call.arguments) == '{"x":"😀"}'
     assert finish == Finish("tool-calls")
+
+
+@pytest.mark.parametrize("cost", ["NaN", "Infinity", "-1", "1e999", "1e300", "1" + "0" * 400])
+def test_a_cost_that_cannot_be_is_none(provider, streamed, cost):
+    last = json.dumps({**chunk(finish="stop"), "usage": {**USAGE, "cost": "?"}})
+    usage, _ = talk(provider(streamed(sse(last.replace('"?"', cost)))))[0]
+    assert (usage.tokens.total, usage.cost) == (150, 0.0)
 
 
 def test_a_call_id_of_the_history_is_not_used_again(provider, streamed):
