@@ -178,9 +178,9 @@ def _route(gateway: Gateway, endpoint: Endpoint) -> Route:
     async def serve(request: Request) -> Response:
         try:
             answer = await endpoint.handler(Call(gateway, request))
+            return answer if isinstance(answer, Response) else json_response(answer)
         except Exception as error:  # noqa: BLE001 - answered, and logged if unexpected
             return error_response(error)
-        return answer if isinstance(answer, Response) else json_response(answer)
 
     return Route(endpoint.path, serve, methods=[endpoint.method], name=endpoint.operation)
 

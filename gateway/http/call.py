@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 PAGE_LIMIT: Final = 10_000
+MAX_NUMBER: Final = 2**63 - 1
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -50,15 +51,7 @@ class Call:
     def number(self, name: str) -> int | None:
         """A number of 0 or more."""
         text = self.query(name)
-        if text is None:
-            return None
-        try:
-            number = int(float(text))
-        except (ValueError, OverflowError):
-            number = -1
-        if number < 0:
-            raise InvalidInput(f"{name} is a number of 0 or more, not {text!r:.60}", field=name)
-        return number
+        return None if text is None else number(name, text)
 
     def limit(self, default: int | None) -> int | None:
         number = self.number("limit")
@@ -120,6 +113,17 @@ class Call:
         except ClientDisconnect as error:
             raise Refused(400, "BadRequest", "The client hung up") from error
         return b"".join(pieces)
+
+
+def number(name: str, text: str) -> int:
+    """A number of 0 or more that a database can hold. Raises ``InvalidInput``."""
+    try:
+        found = int(float(text))
+    except (ValueError, OverflowError):
+        found = -1
+    if not 0 <= found <= MAX_NUMBER:
+        raise InvalidInput(f"{name} is a number of 0 or more, not {text!r:.60}", field=name)
+    return found
 
 
 def _too_large() -> Refused:

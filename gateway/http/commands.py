@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -50,9 +52,10 @@ def available(directory: str) -> list[Template]:
     found = {INIT.name: INIT}
     for folder in FOLDERS:
         top = Path(directory, folder)
-        for path in sorted(top.rglob("*.md")) if top.is_dir() else ():
+        there = os.path.isdir(top)  # noqa: PTH112 - false also for too long a name
+        for path in sorted(top.rglob("*.md")) if there else ():
             name = path.relative_to(top).with_suffix("").as_posix()
-            template = _read(name, path)
+            template = _read(name, path) if _NAME.fullmatch(name) else None
             if template is not None:
                 found[name] = template
     return [found[name] for name in sorted(found)]
@@ -82,8 +85,9 @@ def fill(template: Template, arguments: str) -> str:
 
 def _read(name: str, path: Path) -> Template | None:
     try:
-        if path.stat().st_size > COMMAND_BYTES:
-            return None
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > COMMAND_BYTES:
+            return None  # a pipe would be waited for
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None

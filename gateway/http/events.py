@@ -19,8 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from understudy.actors.subscription import GAP, OVERFLOW
-from understudy.errors import InvalidInput
-from understudy.gateway.http.call import Call
+from understudy.gateway.http.call import Call, number
 from understudy.gateway.http.places import place_of
 from understudy.gateway.http.wire import event_id
 from understudy.store.events import Event, PartDelta, PartUpdated
@@ -468,6 +467,4 @@ def _after(call: Call) -> int | None:
     if after is not None:
         return after
     last = call.request.headers.get("last-event-id", "")
-    if last and not last.isdigit():
-        raise InvalidInput(f"Last-Event-ID is a cursor, not {last!r:.60}", field="Last-Event-ID")
-    return int(last) if last else None
+    return number("Last-Event-ID", last) if last else None

@@ -1,4 +1,7 @@
-"""Files of the call's directory, and never outside it: found, listed, read."""
+"""Files of the call's directory, and never outside it: found, listed, read.
+
+A name that is no text is shown with question marks in it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from understudy.actors.surrogates import storable
 from understudy.actors.tools.root import Root, explained
 from understudy.actors.tools.search import JUNK, Search, SearchTools, compiled, glob_pattern
 from understudy.errors import InvalidInput, ToolError
@@ -87,7 +91,7 @@ def _lines(root: Root, pattern: str) -> list[dict[str, Any]]:
                 start, end = (len(line[:place].encode()) for place in match.span())
                 found.append(
                     {
-                        "path": {"text": path},
+                        "path": {"text": storable(path)},
                         "lines": {"text": line},
                         "line_number": number,
                         "absolute_offset": offset,
@@ -110,7 +114,7 @@ def _paths(root: Root, query: str, limit: int, *, files: bool, folders: bool) ->
             if each not in ranked and (rank := _rank(query, each.lower())) is not None:
                 ranked[each] = (rank, len(each), each)
         search.check()
-    return sorted(ranked, key=lambda each: ranked[each])[:limit]
+    return [storable(each) for each in sorted(ranked, key=lambda each: ranked[each])[:limit]]
 
 
 def _rank(query: str, path: str) -> int | None:
@@ -131,12 +135,12 @@ def _entries(root: Root, path: str) -> list[dict[str, Any]]:
     found = []
     with explained(path), root.directory(real) as descriptor, os.scandir(descriptor) as entries:
         for entry in entries:
-            inner = (real / entry.name).relative_to(root.path).as_posix()
+            inner = storable((real / entry.name).relative_to(root.path).as_posix())
             found.append(
                 {
-                    "name": entry.name,
+                    "name": storable(entry.name),
                     "path": inner,
-                    "absolute": str(root.path / inner),
+                    "absolute": storable(str(root.path / inner)),
                     "type": "directory" if entry.is_dir(follow_symlinks=False) else "file",
                     "ignored": entry.name in JUNK,
                 }

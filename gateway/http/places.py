@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ class Place(NamedTuple):
 
     @property
     def vcs(self) -> str | None:
-        return "git" if (Path(self.worktree) / ".git").exists() else None
+        return "git" if _is_repository(Path(self.worktree)) else None
 
     def project(self, created: int) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -41,9 +42,13 @@ class Place(NamedTuple):
 def place_of(directory: str) -> Place:
     """The place of an absolute directory; without a repository it is a project of its own."""
     path = Path(directory)
-    worktree = next((top for top in (path, *path.parents) if (top / ".git").exists()), path)
+    worktree = next((top for top in (path, *path.parents) if _is_repository(top)), path)
     digest = hashlib.sha1(str(worktree).encode(), usedforsecurity=False)
     return Place(directory, str(worktree), digest.hexdigest())
+
+
+def _is_repository(top: Path) -> bool:
+    return os.path.exists(top / ".git")  # noqa: PTH110 - false also for what is too long a name
 
 
 def branch_of(directory: str) -> str | None:

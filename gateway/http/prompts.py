@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import mimetypes
+import os
 import re
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 from urllib.parse import unquote, urlparse
 
@@ -224,12 +224,15 @@ def _part(given: PartGiven, directory: str) -> TextPart | FilePart:
 
 def _taken_in(url: str, mime: str, directory: str) -> str:
     """A file of the session's directory as it is now; other URLs as they are."""
-    parsed = urlparse(url)
+    try:
+        parsed = urlparse(url)
+    except ValueError as error:
+        raise InvalidInput(f"{url!r:.200} is no URL: {error}", field="parts") from error
     if parsed.scheme != "file":
         return url
     path = unquote(parsed.path)
     try:
-        if Path(path).is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - false also for what is no name
             raise InvalidInput(f"{path} is a directory", field="parts")
         with Root(directory).open(path) as file:
             data = file.read(FILE_BYTES + 1)

@@ -5,7 +5,9 @@ with whether it is served here.
 """
 
 import logging
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,39 @@ def test_files_are_listed_and_read_in_the_directory_and_nowhere_else(tree):
         reply = tree.get("/file/content", params={"path": path})
         assert (reply.status_code, reply.json()["name"]) == (400, "BadRequest"), path
     assert tree.get("/file", params={"path": ".."}).status_code == 400
+
+
+def test_a_name_that_is_no_text_hides_no_other(tree, tmp_path):
+    (tmp_path / "work" / ".opencode" / "command").mkdir(parents=True)
+    for name in (b"odd \xff", b".opencode/command/odd\xff.md", b".opencode/command/fine.md"):
+        (tmp_path / "work" / os.fsdecode(name)).write_text("odd words")
+    assert "odd ?" in [each["name"] for each in tree.get("/file").json()]
+    assert "odd ?" in tree.get("/find/file", params={"query": "odd"}).json()
+    found = tree.get("/find", params={"pattern": "odd words"}).json()
+    assert "odd ?" in [each["path"]["text"] for each in found]
+    assert [each["name"] for each in tree.get("/command").json()] == ["fine", "init"]
+
+
+def test_a_command_that_is_no_file_holds_nobody_up(tree, tmp_path):
+    folder = tmp_path / "work" / ".opencode" / "command"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "pipe.md")
+    (folder / "fine.md").write_text("fine")
+    try:
+        found = tree.get("/command").json()
+    finally:  # whoever reads it is let go
+        with suppress(OSError):
+            os.close(os.open(folder / "pipe.md", os.O_WRONLY | os.O_NONBLOCK))
+    assert [each["name"] for each in found] == ["fine", "init"]
+
+
+@pytest.mark.parametrize(
+    "route",
+    ["/path", "/project/current", "/session", "/file", "/find/file", "/command", "/vcs"],
+)
+def test_a_directory_that_cannot_be_is_no_fault_of_the_server(served, route):
+    reply = served().client().get(route, params={"directory": "/" + "a" * 5000})
+    assert reply.status_code in (200, 400)
 
 
 # --- the server --------------------------------------------------------------------------------

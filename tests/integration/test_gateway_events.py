@@ -121,8 +121,11 @@ def test_a_cursor_nobody_gave_out_is_told_as_a_gap(served):
     make(client)
     stream.until("session.created")
     stream.close()
-    assert client.get("/event?after=-1").status_code == 400
-    assert client.get("/event", headers={"Last-Event-ID": "x"}).status_code == 400
+    for wrong in (b"-1", b"x", b"nan", b"\xb2", b"1e30", b"9" * 5000):
+        assert client.get("/event", headers={"Last-Event-ID": wrong}).status_code == 400, wrong
+        for path in ("/event", "/understudy/journal"):
+            after = wrong.decode("latin-1")
+            assert client.get(path, params={"after": after}).status_code == 400, (path, wrong)
 
 
 def test_a_text_joined_in_its_middle_is_told_as_it_stands(served):

@@ -72,6 +72,9 @@ def test_a_prompt_sent_twice_is_one_prompt(served):
         (say("x", model={"providerID": "no", "modelID": "such"}), 400),
         (say("x", messageID="../../etc"), 400),
         (say("   "), 400),
+        ({"parts": [{"type": "file", "url": "http://["}]}, 400),
+        ({"parts": [{"type": "file", "url": "file:///" + "a" * 5000}]}, 400),
+        ({"parts": [{"type": "file", "url": "file:///a%00b"}]}, 400),
     ],
 )
 def test_an_unusable_prompt_changes_nothing(served, body, status):
