@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,11 +19,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from understudy.actors.subscription import GAP, OVERFLOW
+from understudy.errors import RuntimeClosed
 from understudy.gateway.http.call import Call, number
 from understudy.gateway.http.places import place_of
+from understudy.gateway.http.texts import Texts
 from understudy.gateway.http.wire import event_id
-from understudy.store.events import Event, PartDelta, PartUpdated
-from understudy.store.records import ReasoningPart, Span, TextPart
+from understudy.store.events import Event
 
 if TYPE_CHECKING:
     from understudy.gateway.http.gateway import Gateway
@@ -45,7 +46,6 @@ YOUNG_S: Final = 0.25
 prompts at once, and leaves with the answer, printing nothing if the answer was quicker."""
 _PAGE: Final = 500
 _SUBSCRIPTION: Final = 200_000
-_PARTS: Final = 10_000
 
 _encode = msgspec.json.Encoder().encode
 _controls = itertools.count(1)
@@ -208,7 +208,7 @@ class Hub:
         self.connections: set[Connection] = set()
         self.dropped = 0
         self._count = 0
-        self._texts: OrderedDict[str, int] = OrderedDict()
+        self._texts = Texts()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -248,11 +248,10 @@ class Hub:
     def _dispatch(self, event: Event) -> None:
         if event.cursor is not None:
             self.cursor = event.cursor
-        if self.connections:
-            trimmed = self._trimmed(event)
-            if trimmed is not None:
-                for item in self.items(trimmed):
-                    self.broadcast(item)
+        told = self._texts.told(event)
+        if self.connections and told is not None:
+            for item in self.items(told):
+                self.broadcast(item)
         if self._waiters:
             self._settle()
 
@@ -281,26 +280,9 @@ class Hub:
         )
         return Item(event.cursor, directory, payload)
 
-    def _trimmed(self, event: Event) -> Event | None:
-        """A delta without what was sent before: clients append, and we may be told a text again."""
-        fact = event.data
-        if type(fact) is PartDelta:
-            end = fact.offset + len(fact.delta)
-            seen = self._texts.get(fact.part_id, fact.offset)
-            if end <= seen and fact.delta:
-                return None
-            self._texts[fact.part_id] = end
-            if len(self._texts) > _PARTS:
-                self._texts.popitem(last=False)
-            if seen > fact.offset:
-                cut = msgspec.structs.replace(fact, delta=fact.delta[seen - fact.offset :])
-                cut = msgspec.structs.replace(cut, offset=seen)
-                return msgspec.structs.replace(event, data=cut)
-        elif type(fact) is PartUpdated and isinstance(fact.part, TextPart | ReasoningPart):
-            self._texts.pop(fact.part.id, None)
-            if isinstance(fact.part.time, Span) and fact.part.time.end is None:
-                self._texts[fact.part.id] = len(fact.part.text)
-        return event
+    def open_texts(self) -> list[Item]:
+        """Every text that is being written, as it stands where the stream is now."""
+        return [self.item(event) for event in self._texts.open()]
 
     async def flushed(self, session_id: str) -> None:
         """Wait until what is published of a session has left for its clients, or a short while.
@@ -370,14 +352,18 @@ class EventStream(Response):
         finally:
             for task in (writing, listening):
                 task.cancel()
-            await asyncio.gather(writing, listening, return_exceptions=True)
+            ends = await asyncio.gather(writing, listening, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, Exception):
+                logger.error("An event stream broke off", exc_info=end)
 
     async def _write(self, send: Send) -> None:
         hub = self._gateway.hub
         connection = Connection(self._directory, hub.cursor if self._after is None else self._after)
         try:
             try:
-                await self._serve(connection, send)
+                with suppress(RuntimeClosed):  # the server is ending, and so does the stream
+                    await self._serve(connection, send)
             except TimeoutError:
                 connection.overflow()
                 hub.connections.discard(connection)
@@ -391,13 +377,20 @@ class EventStream(Response):
             connection.abandon()
 
     async def _serve(self, connection: Connection, send: Send) -> None:
+        hub = self._gateway.hub
         await self._send(send, connection.encoded(self._control("server.connected", {})))
         if self._after is not None:
-            await self._replay(connection, send)
-        self._gateway.hub.connections.add(connection)
-        told = self._gateway.recap if self._after is None else self._gateway.open_texts
-        for item in await told(self._directory):
-            connection.push(item)
+            await self._tell_gap(connection, send)
+        else:
+            recap = await self._gateway.recap(self._directory)
+            if recap:
+                await self._send(send, b"".join(map(connection.encoded, recap)))
+        await self._replay(connection, send)
+        # From here to the end of the loop nothing else runs: what comes, comes after it.
+        hub.connections.add(connection)
+        for item in hub.open_texts():
+            if connection.wants(item):
+                connection.push(item)
         await self._follow(connection, send)
 
     async def _follow(
@@ -412,22 +405,25 @@ class EventStream(Response):
                 await self._send(send, data, timeout_s=timeout_s)
             connection.sent(chunk)
 
-    async def _replay(self, connection: Connection, send: Send) -> None:
-        """Send the journal from the cursor on; when this returns nothing lies in between."""
-        gateway, hub = self._gateway, self._gateway.hub
-        read = gateway.runtime.engine.store.read
-        oldest, newest = await gateway.runtime.engine.background(read.cursors).wait()
+    async def _tell_gap(self, connection: Connection, send: Send) -> None:
+        """Say so when the journal does not reach back to the cursor, or never came to it."""
+        oldest, newest = await self._gateway.read(self._gateway.runtime.engine.store.read.cursors)
         if connection.cursor < oldest - 1 or connection.cursor > newest:
             note = {"after": connection.cursor, "oldest": oldest}
             await self._send(send, connection.encoded(self._control(GAP, note)))
             connection.cursor = min(connection.cursor, newest)
+
+    async def _replay(self, connection: Connection, send: Send) -> None:
+        """Send the journal from the cursor on; when this returns nothing lies in between."""
+        gateway, hub = self._gateway, self._gateway.hub
+        read = gateway.runtime.engine.store.read
         while connection.cursor < hub.cursor:
             after, upto = connection.cursor, hub.cursor
 
             def page(after: int = after, upto: int = upto) -> list[Event]:
                 return read.events(after=after, upto=upto, limit=_PAGE)
 
-            events = await gateway.runtime.engine.background(page).wait()
+            events = await gateway.read(page)
             found = (item for event in events for item in hub.items(event))
             items = [item for item in found if connection.wants(item)]
             if items:

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import msgspec
-
 import understudy
 from understudy.actors.session import Session
 from understudy.errors import SessionNotFound
@@ -21,7 +19,6 @@ from understudy.store.events import (
     Event,
     EventData,
     MessageUpdated,
-    PartDelta,
     PartUpdated,
     PermissionAsked,
     PermissionReplied,
@@ -29,7 +26,7 @@ from understudy.store.events import (
     SessionIdle,
     SessionStatus,
 )
-from understudy.store.records import IDLE, ReasoningPart, TextPart
+from understudy.store.records import IDLE
 from understudy.store.records import Session as SessionRecord
 
 if TYPE_CHECKING:
@@ -143,28 +140,6 @@ class Gateway:
                 or (isinstance(each.data, PermissionAsked) and each.data.info.id in waiting)
             )
         ]
-
-    async def open_texts(self, directory: str | None) -> list[Item]:
-        """Every text that is being written, as it stands: what was missed is in it."""
-        live = [
-            each
-            for each in self.runtime.engine.publisher.live_texts()
-            if directory is None or self.wire.directory_of(each.session_id) == directory
-        ]
-        facts = await self.read(lambda: self._grown(live)) if live else []
-        now = self.runtime.engine.clock.wall_ms()
-        return [self._item(fact, now) for fact in facts]
-
-    def _grown(self, live: list[PartDelta]) -> list[PartUpdated]:
-        now = self.runtime.engine.clock.wall_ms()
-        facts: list[PartUpdated] = []
-        for each in live:
-            pair = self.runtime.engine.store.read.message(each.session_id, each.message_id)
-            for part in pair[1] if pair is not None else ():
-                if part.id == each.part_id and isinstance(part, TextPart | ReasoningPart):
-                    grown = msgspec.structs.replace(part, text=each.delta)
-                    facts.append(PartUpdated(session_id=each.session_id, part=grown, time=now))
-        return facts
 
     def _item(self, fact: EventData, now: int) -> Item:
         return self.hub.item(Event(fact.type, fact.session_id, None, None, now, fact))

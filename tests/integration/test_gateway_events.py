@@ -1,5 +1,6 @@
 """Events over HTTP: framed as clients need, resumable, bounded, each encoded once."""
 
+import asyncio
 import socket
 import time
 
@@ -7,6 +8,7 @@ import msgspec
 import pytest
 from serving import Stream, say
 
+from understudy.actors import streams
 from understudy.actors.models.acts import Gate, Say, Wait
 from understudy.actors.models.scripted import ScriptedModel
 from understudy.gateway.http import events
@@ -157,6 +159,82 @@ def test_a_text_joined_in_its_middle_is_told_as_it_stands(served):
     rest.open()
     stream.until("session.idle")
     stream.close()
+
+
+def test_a_client_that_appends_shows_the_beginning_of_the_text_at_every_moment(served, monkeypatch):
+    # The text is written down over and over, each time beside deltas that come meanwhile.
+    monkeypatch.setattr(streams, "FLUSH_EVERY_S", 0.005)
+    whole = "".join(f"{number} " for number in range(6000))
+    client = served(ScriptedModel([[Say(whole, chunks=3000)]])).client()
+    session = make(client)
+    stream = Stream(client)
+    stream.until("server.connected")
+    client.post(f"{session}/message", json=say("go"))
+    stream.until("session.idle")
+    stream.close()
+    text = ""
+    for event in stream.seen:
+        about = event["properties"]
+        if event["type"] == "message.part.delta":
+            text += about["delta"]
+        elif event["type"] == "message.part.updated" and "time" in about["part"]:
+            text = about["part"].get("text", text)
+        assert whole.startswith(text)
+    assert text == whole
+
+
+@pytest.mark.parametrize("query", ["", "?after=0"])
+def test_who_joins_is_told_nothing_older_than_what_came_before(served, query, eventually):
+    gate = Gate()
+    server = served(ScriptedModel([[Say("first half "), Wait(gate), Say("second half")]]))
+    gateway, client = server.gateway, server.client()
+    session = make(client)
+    client.post(f"{session}/prompt_async", json=say("go"))
+    gate.wait_reached()
+    eventually(lambda: "first half" in client.get(f"{session}/message").text)
+    read = gateway.read
+
+    async def late(work):
+        """What was read, when it is no longer so."""
+        found = await read(work)
+        gate.open()
+        await asyncio.to_thread(eventually, it_is_over)
+        return found
+
+    def it_is_over():
+        return not server.runtime.statuses() and gateway.hub.cursor >= server.runtime.cursor
+
+    gateway.read = late
+    stream = Stream(client, f"/global/event{query}")
+    stream.until(lambda event: event["payload"]["type"] == "session.idle")
+    eventually(lambda: gateway.hub.connections)
+    gateway.read = read
+    client.post("/session", json={"title": "after"})
+    stream.until(lambda event: event["payload"]["type"] == "session.created")
+    stream.close()
+    status, text = "", ""
+    for event in (each["payload"] for each in stream.seen):
+        about = event["properties"]
+        if event["type"] == "session.status":
+            status = about["status"]["type"]
+        elif event["type"] == "message.part.delta":
+            text += about["delta"]
+        elif event["type"] == "message.part.updated" and "start" in about["part"].get("time", {}):
+            text = about["part"].get("text", text)
+    assert (status, text) == ("idle", "first half second half")
+
+
+def test_a_stream_that_breaks_off_is_logged(served, caplog):
+    server = served()
+
+    async def broken(_):
+        raise RuntimeError("no recap today")
+
+    server.gateway.recap = broken
+    stream = Stream(server.client())
+    assert [event["type"] for event in stream.rest()] == ["server.connected"]
+    stream.response.close()
+    assert "no recap today" in caplog.text
 
 
 def test_a_stream_is_of_one_directory_and_the_global_one_of_all(served, tmp_path):
