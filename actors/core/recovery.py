@@ -216,7 +216,11 @@ def _continue(d: Draft, command: Recover, *, compacting: bool) -> bool:
     if step is None and compacting:
         return True
     attempts = turn.entry.prompt.attempts
-    resumes = d.rules.on_restart == "resume" and attempts <= d.rules.limits.resume_attempts
+    resumes = (
+        d.rules.on_restart == "resume"
+        and attempts <= d.rules.limits.resume_attempts
+        and not d.rules.rest  # a runtime that closes runs nothing again
+    )
     parts = tuple(step.parts.values()) if step is not None else ()
     repeats = resumes and any(_may_repeat(part) for part in parts)
     if any(asks.is_parked(d, part) for part in parts) and not repeats:

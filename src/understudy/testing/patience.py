@@ -104,8 +104,8 @@ class Patience:
         answer = story.open_answer()
         if answer is None or story.status == "retry" or story.asks_people():
             return
-        if story.id not in owner.works_for():
-            return  # its actor died, and the next one has not begun
+        if story.id not in owner.works_for() or story.id in owner.hanging:
+            return  # its actor died, and the next one has not begun; or it hangs with the news
         parts = story.parts_of(answer["id"])
         if any(part["type"] == "tool" for part in parts):
             return

@@ -60,6 +60,7 @@ class Process:
         self.lost_reports: set[type[Command]] = set()
         self.failed = 0  # commits, on purpose
         self.hung_s = 0.0  # the longest that an actor hung and was not replaced
+        self.hanging: set[str] = set()  # sessions whose actor hangs
         self.platform = Simulated(scheduler, self.life)
         self._scheduler = scheduler
         self._committed = committed
@@ -193,12 +194,14 @@ class Process:
             actor = self.engine.registry.actor(change.session_id)
             began_s = self._scheduler.calm_s
             wake_s = self._scheduler.clock.monotonic_s() + self.plan.hang_s.pop(0)
+            self.hanging.add(change.session_id)
             self._scheduler.depth -= 1  # others run, upkeep too: this is one thread of several
             try:
                 while self._scheduler.clock.monotonic_s() < wake_s and self.alive:
                     self._scheduler.step(before_s=wake_s)
             finally:
                 self._scheduler.depth += 1
+                self.hanging.discard(change.session_id)
             if self.life.dead:
                 raise Killed
             if self.engine.registry.actor(change.session_id) is actor and not self.life.frozen:

@@ -660,9 +660,9 @@ def test_a_part_of_an_answer_is_never_touched_by_recovery() -> None:
 REST = Rules(rest=True)
 
 
-def rest(stage: Stage) -> Stage:
+def rest(stage: Stage, rules: Rules = REST) -> Stage:
     """Recover it, and start nothing; another such recovery finds nothing more."""
-    stage.rules = REST
+    stage.rules = rules
     stage.crash()
     facts = stage.facts
     assert not stage.running
@@ -683,6 +683,19 @@ def test_a_recovery_at_rest_closes_what_was_cut_short_and_leaves_the_queue() -> 
     assert stage.rows.prompts[waiting].turn is not None
     stage.answer()
     check_settled(stage)
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_a_recovery_at_rest_repeats_no_call_though_turns_are_resumed(*, parked: bool) -> None:
+    stage = Stage(rules=replace(ASK, on_restart="resume"))
+    key = stage.prompt("a")
+    repeat, asked = stage.call(idempotent=True), stage.call("bash", permission="bash")
+    stage.answer("", repeat, *([asked] if parked else []))
+    assert repeat.part_id in stage.running
+    rest(stage, Rules(rest=True, on_restart="resume"))
+    assert stage.part(repeat).state.interrupted
+    assert stage.outcome(key) == (None if parked else "interrupted")
+    check_all(stage)
 
 
 def test_a_recovery_at_rest_finds_nothing_in_what_only_waits() -> None:
