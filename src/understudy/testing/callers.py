@@ -277,14 +277,14 @@ class Callers:
         watch = self._stage.watch
         life, cursor = watch.life(session.id), watch.cursor
         owned = process.engine.id == watch.owner(session.id)
-        heard = process.engine.publisher.cursor == cursor
+        told = process.engine.publisher.cursor
         status = await session.status()
         story = self._story(session.id, life)
-        rests = status.type == "quarantined" and heard and watch.cursor == cursor
+        rests = status.type == "quarantined" and told == watch.cursor == cursor
         if rests and story is not None and not story.quarantined:
             self._found("status is the truth", f"{session.id} is quarantined no more")
         sure = owned and story is not None and watch.cursor == cursor and not story.quarantined
-        if sure and story is not None and status.type not in _truths(process, story):
+        if sure and story is not None and status.type not in _truths(process, story, told):
             self._found("status is the truth", f"{session.id}: {status.type}, not {story.status}")
         cursor = watch.cursor
         messages = await session.messages()
@@ -311,14 +311,14 @@ def _within(lines: list[str], others: list[str]) -> bool:
     return all(line in rest for line in lines)
 
 
-def _truths(process: Process, story: Story) -> set[str]:
-    """What a session's owner may say that it does."""
+def _truths(process: Process, story: Story, told: int) -> set[str]:
+    """What a session's owner may say that it does, when it has published up to ``told``."""
     truths = {story.status}
     if story.status == "idle" and story.busy():
         truths.add("busy")  # who closed left prompts; the new owner has not said yet that it runs
     actor = process.engine.registry.actor(story.id)
     if story.status == "retry" and (actor is None or not actor.settled):
         truths.add("busy")  # its actor is being restarted, and will ask the model anew
-    if process.engine.publisher.cursor < story.reset_at:
+    if told < story.reset_at:
         truths.add("quarantined")  # another process reset it, and that was not heard yet
     return truths
