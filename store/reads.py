@@ -59,7 +59,7 @@ _ABOVE: Final = """
 _UNFINISHED: Final = """
     SELECT session_id FROM message WHERE open = 1
     UNION SELECT session_id FROM part WHERE open = 1
-    UNION SELECT session_id FROM inbox WHERE open = 1
+    UNION SELECT session_id FROM inbox INDEXED BY inbox_open WHERE open = 1
     UNION SELECT session_id FROM ask WHERE open = 1
 """
 _ORPHANS: Final = """

@@ -4,6 +4,9 @@ The models are not bound to a database: two stores may be open in one process, s
 executed on one given explicitly. ``data`` columns hold a record as JSON in its wire shape; the
 other columns are what queries need. ``open`` marks what is unfinished, and each partial index on
 it keeps recovery flat, however long the history grows.
+
+Keys begin with what grows with time where they can: a commit of many sessions' rows then adds to
+the end of an index, instead of changing one page of it for every session.
 """
 
 from __future__ import annotations
@@ -75,7 +78,7 @@ class Message(Model):
 
     class Meta:
         table_name = "message"
-        primary_key = CompositeKey("session_id", "id")
+        primary_key = CompositeKey("id", "session_id")
 
 
 class Part(Model):
@@ -89,7 +92,7 @@ class Part(Model):
 
     class Meta:
         table_name = "part"
-        primary_key = CompositeKey("session_id", "id")
+        primary_key = CompositeKey("id", "session_id")
 
 
 class Inbox(Model):
@@ -103,7 +106,7 @@ class Inbox(Model):
 
     class Meta:
         table_name = "inbox"
-        primary_key = CompositeKey("session_id", "message_id")
+        primary_key = CompositeKey("message_id", "session_id")
 
 
 class Ask(Model):
@@ -212,7 +215,8 @@ Message.add_index(Message.session_id, name="message_open", where=_OPEN)
 Part.add_index(Part.session_id, Part.message_id, Part.seq, name="part_message")
 Part.add_index(Part.session_id, name="part_open", where=_OPEN)
 Part.add_index(Part.session_id, Part.seq, name="part_compaction", where=SQL("kind = 'compaction'"))
-Inbox.add_index(Inbox.session_id, Inbox.seq, name="inbox_open", where=_OPEN)
+Inbox.add_index(Inbox.session_id, Inbox.open, Inbox.seq, name="inbox_session")
+Inbox.add_index(Inbox.message_id, Inbox.session_id, name="inbox_open", where=_OPEN)
 Ask.add_index(Ask.session_id, Ask.seq, name="ask_open", where=_OPEN)
 Ask.add_index(Ask.id, name="ask_id")
 Journal.add_index(Journal.session_id, Journal.cursor, name="journal_session")

@@ -31,14 +31,14 @@ _OPEN: Final = """
     UNION ALL SELECT o.session_id, 'part', o.seq, o.data FROM json_each(?1) j
     CROSS JOIN part o INDEXED BY part_open ON o.session_id = j.value AND o.open = 1
     UNION ALL SELECT o.session_id, 'inbox', o.seq, o.data FROM json_each(?1) j
-    CROSS JOIN inbox o INDEXED BY inbox_open ON o.session_id = j.value AND o.open = 1
+    CROSS JOIN inbox o INDEXED BY inbox_session ON o.session_id = j.value AND o.open = 1
     UNION ALL SELECT o.session_id, 'ask', o.seq, o.data FROM json_each(?1) j
     CROSS JOIN ask o INDEXED BY ask_open ON o.session_id = j.value AND o.open = 1
     ORDER BY 3
 """
 _PROMPTED: Final = """
     SELECT m.session_id, m.data FROM json_each(?1) j
-    CROSS JOIN inbox i INDEXED BY inbox_open ON i.session_id = j.value AND i.open = 1
+    CROSS JOIN inbox i INDEXED BY inbox_session ON i.session_id = j.value AND i.open = 1
     CROSS JOIN message m ON m.session_id = i.session_id AND m.id = i.message_id
 """
 _STEP_PARTS: Final = """
@@ -52,7 +52,7 @@ _STEP_PARTS: Final = """
 # A step that has failed, and a summary, are none; no text of theirs is in a message's own record.
 _STEPS: Final = """
     SELECT i.session_id, a.turn, count(DISTINCT a.id) FROM json_each(?1) j
-    CROSS JOIN inbox i INDEXED BY inbox_open ON i.session_id = j.value AND i.open = 1
+    CROSS JOIN inbox i INDEXED BY inbox_session ON i.session_id = j.value AND i.open = 1
     CROSS JOIN message m ON m.session_id = i.session_id AND m.id = i.message_id
     CROSS JOIN message a INDEXED BY message_order
       ON a.session_id = m.session_id AND a.turn = m.turn AND a.role = 'assistant' AND a.open = 0

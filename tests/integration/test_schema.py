@@ -3,9 +3,11 @@
 import sqlite3
 
 from peewee import SqliteDatabase
+from playhouse.migrations import Runner
 
+from understudy import Runtime, ScriptedModel
 from understudy.store import schema
-from understudy.store.database import prepare
+from understudy.store.database import APPLICATION_ID, MIGRATIONS, prepare
 
 
 def shape(path):
@@ -39,3 +41,55 @@ def test_the_migration_makes_what_the_models_say(tmp_path):
     for table, columns in migrated[0].items():
         # peewee says BIGINT and TEXT where SQLite only knows INTEGER and TEXT: names, nulls, keys.
         assert [c[0] for c in columns] == [c[0] for c in modelled[0][table]], table
+
+
+def as_of(path, target, today):
+    """A database of an earlier schema, with the rows of one of today's."""
+    database = SqliteDatabase(path)
+    Runner(database, str(MIGRATIONS)).up(target)
+    database.pragma("application_id", APPLICATION_ID)
+    database.pragma("user_version", int(target.partition("_")[0]))
+    database.execute_sql(f"ATTACH '{today}' AS today")
+    for table in schema.MODELS:
+        columns = ", ".join(field.column_name for field in table._meta.sorted_fields)
+        name = table._meta.table_name
+        database.execute_sql(f"INSERT INTO {name} ({columns}) SELECT {columns} FROM today.{name}")
+    database.close()
+    return path
+
+
+def rows(path):
+    """Every row of every table, by column name."""
+    connection = sqlite3.connect(path)
+    connection.row_factory = sqlite3.Row
+    names = [table._meta.table_name for table in schema.MODELS]
+    found = {
+        name: sorted(repr(dict(row)) for row in connection.execute(f"SELECT * FROM {name}"))
+        for name in names
+    }
+    connection.close()
+    return found
+
+
+def test_a_database_of_the_first_schema_keeps_every_row_and_goes_on(tmp_path):
+    model = ScriptedModel(["one", "two"])
+    with Runtime(tmp_path / "today.db", model=model) as runtime:
+        session, other = runtime.create_session(), runtime.create_session()
+        session.prompt("a").result(timeout_s=15)
+        other.prompt("b").result(timeout_s=15)
+        said = [message.text for message in session.messages()]
+        kept = (session.id, other.id)
+    old = as_of(tmp_path / "old.db", "0001_initial", tmp_path / "today.db")
+    before = rows(old)
+    assert before["inbox"] and before["part"] and before["journal"]
+    prepare(old).close()
+    assert rows(old) == before
+    assert shape(old) == shape(tmp_path / "today.db")
+    with Runtime(old, model=model) as runtime:
+        session, other = (runtime.session(session_id) for session_id in kept)
+        assert [message.text for message in session.messages()] == said
+        assert session.prompt("c").result(timeout_s=15).text == "two"
+        session.delete()
+        other.delete()
+    left = rows(old)
+    assert not any(left[name] for name in ("session", "message", "part", "inbox", "claim"))
