@@ -86,7 +86,8 @@ def _run(commands: Any) -> None:
         help="answer one prompt, with tools for files and commands",
         description="Answers one prompt with a model and the tools read, write, edit, list, glob, "
         "grep and bash. Before it changes files or runs commands it asks, on a terminal; without "
-        "one they are refused. Exit code 0 when answered, 1 when not, 130 after Ctrl-C.",
+        "one they are refused. Exit code 0 when answered, 1 when not, 128 and its number after a "
+        "signal: 130 after Ctrl-C.",
     )
     parser.add_argument("prompt", metavar="PROMPT", help="what to do; - reads it from the input")
     add = parser.add_argument

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from understudy.actors.models.configured import model_from
 from understudy.actors.runtime import Runtime
 from understudy.actors.session import Session
 from understudy.actors.tools.workspace import workspace
 from understudy.actors.turn import Turn
-from understudy.errors import InvalidInput, TurnAborted, UnderstudyError
+from understudy.errors import AskClosed, InvalidInput, TurnAborted, UnderstudyError
 from understudy.gateway.display import plain
 from understudy.gateway.places import database_path, make_room
 from understudy.store.events import (
@@ -43,7 +45,10 @@ _ANSWERS: Final[dict[str, Literal["once", "always", "reject"]]] = {
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0 when answered, 1 when it failed or was rejected, 130 after Ctrl-C."""
+    """Exit code 0 when answered, 1 when it failed or was rejected, 128 + N after signal N."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # and not what nohup set
+            signal.signal(number, _end)
     text = sys.stdin.read() if args.prompt == "-" else args.prompt
     directory = Path(args.directory or ".").resolve()
     tools = workspace(directory)
@@ -64,6 +69,19 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+class Ended(KeyboardInterrupt):
+    """Told to end, by a signal: as by Ctrl-C, so that no command runs on."""
+
+    def __init__(self, number: int) -> None:
+        self.code = 128 + number
+
+
+def _end(number: int, _frame: Any) -> None:
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)  # a terminal that closes sends more than one
+    raise Ended(number)
+
+
 def _session(runtime: Runtime, session_id: str | None, text: str) -> Session:
     if session_id is not None:
         return runtime.session(session_id)
@@ -82,13 +100,13 @@ def _follow(runtime: Runtime, turn: Turn, *, asks: bool) -> int:
             if isinstance(event.data, PermissionAsked | QuestionAsked):
                 _answer(runtime, event.data.info, asks=asks)
         turn.result(timeout_s=ABORT_S)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         turn.abort()
         try:
             turn.result(timeout_s=ABORT_S)
         except UnderstudyError as error:
             _note(f"\n{error}")
-        return INTERRUPTED
+        return interrupt.code if isinstance(interrupt, Ended) else INTERRUPTED
     except TurnAborted as error:
         _note(f"\n{error}")
         return 1
@@ -168,9 +186,16 @@ def _note(line: str) -> None:
 
 def _answer(runtime: Runtime, ask: Ask, *, asks: bool) -> None:
     """Ask the person at the terminal; where there is none, the answer is no."""
-    if ask.kind == "question":
-        _answer_question(runtime, ask, asks=asks)
-        return
+    if all(each.id != ask.id for each in runtime.asks()):
+        return  # settled by the answer to another one
+    with suppress(AskClosed):  # while the person thought about it
+        if ask.kind == "question":
+            _answer_question(runtime, ask, asks=asks)
+        else:
+            _answer_permission(runtime, ask, asks=asks)
+
+
+def _answer_permission(runtime: Runtime, ask: Ask, *, asks: bool) -> None:
     reply: Literal["once", "always", "reject"] | None = None if asks else "reject"
     while reply is None:
         what = " and ".join(ask.patterns)

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -277,6 +277,10 @@ from understudy.actors.models.scripted import Call, Say, ScriptedModel, Stall, s
 from understudy.gateway import cli, run
 
 def script(request):
+    if steps_taken(request) == 0 and "twice" in sys.argv:
+        return [Call("bash", {"command": f"echo from-bash {n}"}) for n in (1, 2)]
+    if steps_taken(request) == 0 and "long" in sys.argv:
+        return Call("bash", {"command": "echo $$ > pid; sleep 600"})
     if steps_taken(request) == 0:
         return [Say("Well."), Call("bash", {"command": "echo from-bash"})]
     if "stall" in sys.argv:
@@ -383,6 +387,42 @@ def test_a_rejection_ends_the_turn(tmp_path: Path):
     terminal.expect("[r]eject?")
     terminal.type("r\n")
     assert terminal.end() == 1
+
+
+@pytest.mark.parametrize(("answer", "code"), [("a", 0), ("r", 1)])
+def test_an_answer_that_settles_the_other_requests_too_asks_no_more(tmp_path: Path, answer, code):
+    terminal = Terminal(scripted(tmp_path, kind="twice"))
+    terminal.expect("[r]eject?")
+    terminal.type(f"{answer}\n")
+    terminal.expect("session ses_")
+    assert terminal.end() == code
+    assert terminal.seen.count("[r]eject?") == 1
+    assert "is closed" not in terminal.seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_leaves_no_command_running(tmp_path: Path, number):
+    process = subprocess.Popen(
+        scripted(tmp_path, "--yes", kind="long"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    group = int((tmp_path / "pid").read_text())
+    process.send_signal(number)
+    process.communicate(timeout=PATIENCE_S)
+    try:
+        assert process.returncode == 128 + number
+        with pytest.raises(ProcessLookupError):
+            os.killpg(group, 0)
+        assert sql(tmp_path / "run.db", "SELECT count(*) FROM inbox WHERE open = 1") == [(0,)]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def test_ctrl_c_aborts_the_turn_and_leaves_nothing_open(tmp_path: Path):
