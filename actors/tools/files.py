@@ -6,7 +6,6 @@ import difflib
 import io
 import itertools
 import os
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ EDIT_BYTES = 10_000_000
 DIFF_CHARS = 200_000
 """Above this, before and after together, a result has no diff: finding it could take seconds."""
 CHECK_EVERY_PIECES = 10_000
+PLACES = 100
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -148,17 +148,29 @@ def replaced(text: str, old: str, new: str, *, replace_all: bool = False) -> tup
     """
     for line_end in _line_ends(text):
         wanted = _with_line_ends(old, line_end)
-        # A lookahead counts overlapping places too: "aa" is ambiguous in "aaa".
-        places = sum(1 for _ in re.finditer(f"(?={re.escape(wanted)})", text))
+        places = _places(text, wanted)
         if places > 1 and not replace_all:
+            more = " or more" if places == PLACES else ""
             raise ToolError(
-                f"old occurs {places} times; give more of what stands around the one you mean, "
+                f"old occurs {places} times{more}; give more of what stands around the one you mean, "
                 "or set replace_all"
             )
         if places:
             count = text.count(wanted)
             return text.replace(wanted, _with_line_ends(new, line_end)), count
     raise ToolError("old does not occur in the file (0 matches); it must match it exactly")
+
+
+def _places(text: str, wanted: str) -> int:
+    """How often a text occurs, in overlapping places too: "aa" is ambiguous in "aaa".
+
+    Not counted past ``PLACES``: many places that overlap far take long, and no other thread runs.
+    """
+    places, found = 0, text.find(wanted)
+    while found >= 0 and places < PLACES:
+        places += 1
+        found = text.find(wanted, found + 1)
+    return places
 
 
 def diff(before: str, after: str, name: str) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -294,6 +295,16 @@ def test_edit_replaces_the_only_place_and_shows_the_diff(files: FileTools, root:
     assert result.metadata["replacements"] == 1
     assert "-    return 1\n+    return 2" in result.metadata["diff"]
     assert result.metadata["diff"].startswith("--- a.py\n+++ a.py\n@@ -1,2 +1,2 @@")
+
+
+def test_an_edit_of_a_monotonous_file_takes_no_time(files: FileTools, root: Path) -> None:
+    (root / "long").write_text("-" * 5_000_000)
+    started = time.monotonic()
+    with pytest.raises(ToolError, match="0 matches"):
+        files.edit("long", old="-" * 5000 + "x", new="y")
+    with pytest.raises(ToolError, match="100 times or more"):
+        files.edit("long", old="-" * 5000, new="y")
+    assert time.monotonic() - started < 10
 
 
 def test_edit_says_how_often_the_text_occurs(files: FileTools, root: Path) -> None:
