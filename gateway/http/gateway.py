@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
+from weakref import WeakValueDictionary
 
 import understudy
 from understudy.actors.session import Session
@@ -66,6 +68,7 @@ class Gateway:
             runtime.engine.info, directory=directory, agent=rules.agent, model=rules.model
         )
         self.hub = Hub(self)
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def models(self) -> list[Model]:
@@ -83,6 +86,10 @@ class Gateway:
         if actor is not None and actor.state is not None:
             return actor.state.info
         return await self.read(lambda: engine.record_of(session_id))
+
+    def changing(self, session_id: str) -> asyncio.Lock:
+        """Held while a session is changed to what it was and more: two may add at once."""
+        return self._changing.setdefault(session_id, asyncio.Lock())
 
     async def session(self, session_id: str) -> Session:
         """A handle on a session that exists. Raises ``SessionNotFound``."""

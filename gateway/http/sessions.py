@@ -117,16 +117,17 @@ async def get(call: Call) -> Any:
 async def update(call: Call) -> Any:
     """Rename or archive a session, or add permission rules to it."""
     body = await call.body(ChangedSession)
-    session = await call.gateway.session(call.session_id)
     changes: dict[str, Any] = {}
     if body.title is not None:
         changes["title"] = body.title
-    if body.permission:
-        changes["permissions"] = (*session.record.permission, *body.permission)
     if body.metadata is not None:
         changes["metadata"] = body.metadata
-    if changes:
-        session = await session.update(**changes)
+    async with call.gateway.changing(call.session_id):
+        session = await call.gateway.session(call.session_id)
+        if body.permission:
+            changes["permissions"] = (*session.record.permission, *body.permission)
+        if changes:
+            session = await session.update(**changes)
     if body.time is not None and body.time.archived is not msgspec.UNSET:
         session = await session.archive(bool(body.time.archived))
     return call.gateway.wire.session(session.record)

@@ -52,6 +52,16 @@ def test_a_session_is_renamed_archived_and_given_rules(served):
     assert len(ids(client, archived="true")) == 1
 
 
+def test_rules_that_are_added_at_once_are_all_kept(served):
+    client = served().client()
+    session = f"/session/{client.post('/session').json()['id']}"
+    rules = [{"permission": name, "pattern": "*", "action": "deny"} for name in "abcdefgh"]
+    with ThreadPoolExecutor(len(rules)) as pool:
+        list(pool.map(lambda rule: client.patch(session, json={"permission": [rule]}), rules))
+    kept = client.get(session).json()["permission"]
+    assert sorted(kept, key=lambda rule: rule["permission"]) == rules
+
+
 def test_lists_are_newest_first_limited_and_searched(served):
     client = served().client()
     made = [client.post("/session", json={"title": f"Number {n}"}).json()["id"] for n in range(5)]
