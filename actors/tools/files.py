@@ -152,8 +152,8 @@ def replaced(text: str, old: str, new: str, *, replace_all: bool = False) -> tup
         if places > 1 and not replace_all:
             more = " or more" if places == PLACES else ""
             raise ToolError(
-                f"old occurs {places} times{more}; give more of what stands around the one you mean, "
-                "or set replace_all"
+                f"old occurs {places} times{more}; give more of what stands around the one you "
+                "mean, or set replace_all"
             )
         if places:
             count = text.count(wanted)
