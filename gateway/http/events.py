@@ -148,8 +148,10 @@ class Connection:
         """What is to leave next; empty when nothing came for a while, None at the end."""
         if not self._waiting and not self.closed:
             self._wake.clear()
+            # Not wait_for: before Python 3.12 it forgets a cancellation that comes with the wake.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), HEARTBEAT_S)
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._wake.wait()
         if not self._waiting and self.closed:
             return self._last()
         pieces: list[bytes] = []
@@ -295,7 +297,8 @@ class Hub:
             arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append((target, arrived))
             with suppress(TimeoutError):
-                await asyncio.wait_for(arrived, FLUSH_S)
+                async with asyncio.timeout(FLUSH_S):
+                    await arrived
         directory = self._gateway.wire.directory_of(session_id)
         theirs = [each for each in self.connections if each.directory in (None, directory)]
         marks = {
@@ -434,7 +437,8 @@ class EventStream(Response):
     async def _send(self, send: Send, data: bytes, *, timeout_s: float | None = None) -> None:
         # The server waits for room before it writes: what runs out of time has not left.
         message = {"type": "http.response.body", "body": data, "more_body": True}
-        await asyncio.wait_for(send(message), STALLED_S if timeout_s is None else timeout_s)
+        async with asyncio.timeout(STALLED_S if timeout_s is None else timeout_s):
+            await send(message)
 
     def _control(self, kind: str, properties: Any) -> Item:
         return control(kind, properties, self._directory or self._gateway.directory)

@@ -3,10 +3,11 @@
 import asyncio
 import socket
 import time
+from types import SimpleNamespace
 
 import msgspec
 import pytest
-from serving import Stream, say
+from serving import PATIENCE_S, Stream, say
 
 from understudy.actors import streams
 from understudy.actors.models.acts import Gate, Say, Wait
@@ -222,6 +223,44 @@ def test_who_joins_is_told_nothing_older_than_what_came_before(served, query, ev
         elif event["type"] == "message.part.updated" and "start" in about["part"].get("time", {}):
             text = about["part"].get("text", text)
     assert (status, text) == ("idle", "first half second half")
+
+
+@pytest.mark.parametrize("moments", range(8))
+def test_a_stream_ends_whenever_its_client_hangs_up(moments):
+    # Also in the very moment in which an event comes, or has just been sent.
+    async def scene():
+        hung_up, sent = asyncio.Event(), asyncio.Event()
+
+        async def receive():
+            await hung_up.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.set()
+
+        async def told(*_):
+            return []
+
+        hub = events.Hub(gateway)
+        gateway.hub, gateway.recap = hub, told
+        stream = events.EventStream(gateway, "/", None)
+        task = asyncio.create_task(stream({"method": "GET"}, receive, send))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert hub.connections
+        hub.broadcast(events.control("some.news", {}, "/"))
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        hung_up.set()
+        done, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
+        for each in asyncio.all_tasks() - {asyncio.current_task()}:
+            each.cancel()
+        assert done
+        assert not hub.connections
+
+    engine = SimpleNamespace(store=SimpleNamespace(read=None))
+    gateway = SimpleNamespace(directory="/", runtime=SimpleNamespace(engine=engine))
+    asyncio.run(scene())
 
 
 def test_a_stream_that_breaks_off_is_logged(served, caplog):
