@@ -232,7 +232,7 @@ def _glob_part(part: str) -> str:
     fixed = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     if part in fixed:
         return fixed[part]
-    if part.startswith("[") and part.endswith("]"):
+    if part.startswith("[") and part.endswith("]") and len(part) > len("[]"):
         inside = part[1:-1].replace("\\", "\\\\").replace("[", "\\[")
         return f"[{'^' + inside[1:] if inside[0] == '!' else inside}]"
     if part.startswith("{") and part.endswith("}"):

@@ -263,6 +263,13 @@ def test_run_answers_and_a_session_goes_on(tmp_path: Path):
     assert sql(Path(database), "SELECT count(*) FROM inbox")[0] == (2,)
 
 
+def test_an_answer_that_the_terminal_cannot_show_is_an_answer(tmp_path: Path):
+    place = ("--database", str(tmp_path / "run.db"))
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = run("run", "a \N{SNOWMAN} b", *place, env=env, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (0, "a ? b\n")
+
+
 def test_run_uses_the_data_folder_of_the_user(tmp_path: Path):
     env = {k: v for k, v in os.environ.items() if k != "UNDERSTUDY_DATABASE"}
     done = run("run", "x", env=env | {"XDG_DATA_HOME": str(tmp_path)}, stdin=subprocess.DEVNULL)

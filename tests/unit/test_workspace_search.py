@@ -102,6 +102,7 @@ def test_glob_sorts_by_time_and_skips_junk(search: SearchTools) -> None:
         ("./a+(b).py", "a+(b).py", "aab.py"),
         ("{src,lib}/*.{a,b*}", "lib/x.bcd", "lib/x.c"),
         ("a[", "a[", "a"),
+        ("[]", "[]", "a"),
     ],
 )
 def test_glob_patterns(pattern: str, yes: str, no: str) -> None:
