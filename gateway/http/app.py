@@ -164,6 +164,7 @@ def application(
         try:
             yield
         finally:
+            gateway.looking.shutdown(wait=False, cancel_futures=True)
             await gateway.hub.stop()
 
     app = Starlette(

@@ -79,6 +79,11 @@ class Call:
             raise InvalidInput(f"directory is an absolute path, not {given!r:.200}", field="dir")
         return posixpath.normpath(given)
 
+    async def hung_up(self) -> None:
+        """Wait until the client hangs up."""
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+
     # --- the body ------------------------------------------------------------------------------
 
     async def body(self, shape: type[B]) -> B:

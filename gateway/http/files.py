@@ -17,6 +17,7 @@ from understudy.actors.tools.root import Root, explained
 from understudy.actors.tools.search import JUNK, Search, SearchTools, compiled, glob_pattern
 from understudy.errors import InvalidInput, ToolError
 from understudy.gateway.http.call import Call
+from understudy.gateway.http.errors import Refused
 
 FILE_BYTES: Final = 4 * 1024 * 1024
 FOUND: Final = 100
@@ -76,7 +77,17 @@ async def _looked(call: Call, look: Callable[[Root], T]) -> T:
         except ToolError as error:
             raise InvalidInput(str(error), field="path") from error
 
-    return await asyncio.to_thread(work)
+    looking = asyncio.wrap_future(call.gateway.looking.submit(work))
+    leaving = asyncio.ensure_future(call.hung_up())
+    try:
+        both: set[asyncio.Future[Any]] = {looking, leaving}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not looking.done():
+            raise Refused(400, "BadRequest", "The client hung up")
+        return looking.result()
+    finally:
+        looking.cancel()  # what waits for its turn is not begun for nobody
+        leaving.cancel()
 
 
 def _lines(root: Root, pattern: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,9 @@ RECAP_S: Final = 120.0
 
 RECAP_EVENTS: Final = 1000
 
+SEARCHES: Final = 4
+"""How many look through files at a time."""
+
 _TOLD_AGAIN: Final = (
     MessageUpdated,
     PartUpdated,
@@ -68,6 +72,8 @@ class Gateway:
             runtime.engine.info, directory=directory, agent=rules.agent, model=rules.model
         )
         self.hub = Hub(self)
+        # Threads of its own: people search as they type, and nobody else is to wait for that.
+        self.looking = ThreadPoolExecutor(SEARCHES, thread_name_prefix="understudy-files")
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property

@@ -7,14 +7,18 @@ with whether it is served here.
 import logging
 import os
 import re
+import socket
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from serving import Stream, say
+from serving import PATIENCE_S, Stream, say
 
 from understudy.actors.models.acts import Call, Gate, Say, Wait
 from understudy.actors.models.scripted import ScriptedModel, steps_taken
+from understudy.gateway.http import files
+from understudy.gateway.http.gateway import SEARCHES
 
 LINES = (Path(__file__).parent / "opencode" / "methods.txt").read_text().splitlines()
 METHODS = [line.split()[:3] for line in LINES]
@@ -156,6 +160,32 @@ def test_a_command_that_is_no_file_holds_nobody_up(tree, tmp_path):
         with suppress(OSError):
             os.close(os.open(folder / "pipe.md", os.O_WRONLY | os.O_NONBLOCK))
     assert [each["name"] for each in found] == ["fine", "init"]
+
+
+def test_searches_that_nobody_waits_for_hold_nobody_up(tree, tmp_path, monkeypatch, eventually):
+    begun, over = [], threading.Event()
+
+    def slow(*_):
+        begun.append(1)
+        over.wait(PATIENCE_S)
+        return []
+
+    monkeypatch.setattr(files, "_lines", slow)
+    (tmp_path / "other").mkdir()
+    address = (tree.base_url.host, tree.base_url.port)
+    typed = [socket.create_connection(address) for _ in range(40)]
+    try:
+        for each in typed:
+            each.sendall(b"GET /find?pattern=x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        eventually(lambda: len(begun) == SEARCHES)
+        for each in typed:
+            each.close()
+        other = tree.post("/session", params={"directory": str(tmp_path / "other")})
+        assert other.status_code == 200
+    finally:
+        over.set()
+    assert tree.get("/find", params={"pattern": "x"}).json() == []
+    assert len(begun) == SEARCHES + 1
 
 
 @pytest.mark.parametrize(
