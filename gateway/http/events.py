@@ -41,6 +41,8 @@ LINGER_S: Final = 300.0
 CHUNK_BYTES: Final = 64 * 1024
 """How much leaves at once: what a client does not read waits for all of them only once."""
 FLUSH_S: Final = 0.5
+RETRY_S: Final = 1.0
+"""Before the journal is read again, when it could not be."""
 YOUNG_S: Final = 0.25
 """How old a stream must be for its client to have begun reading it: ``opencode run`` opens one,
 prompts at once, and leaves with the answer, printing nothing if the answer was quicker."""
@@ -221,13 +223,24 @@ class Hub:
 
     async def _follow(self, subscription: Any) -> None:
         try:
-            async for event in subscription:
+            while True:
                 try:
-                    self._dispatch(event)
+                    async for event in subscription:
+                        self._take(event)
+                    return
+                except RuntimeClosed:
+                    return
                 except Exception:
-                    logger.exception("Event %s could not be sent", event.type)
+                    logger.exception("Events could not be read")
+                await asyncio.sleep(RETRY_S)
         finally:
             self.close()
+
+    def _take(self, event: Event) -> None:
+        try:
+            self._dispatch(event)
+        except Exception:
+            logger.exception("Event %s could not be sent", event.type)
 
     def close(self) -> None:
         """End every stream."""

@@ -12,6 +12,7 @@ from serving import PATIENCE_S, Stream, say
 from understudy.actors import streams
 from understudy.actors.models.acts import Gate, Say, Wait
 from understudy.actors.models.scripted import ScriptedModel
+from understudy.errors import StoreError
 from understudy.gateway.http import events
 
 
@@ -261,6 +262,35 @@ def test_a_stream_ends_whenever_its_client_hangs_up(moments):
     engine = SimpleNamespace(store=SimpleNamespace(read=None))
     gateway = SimpleNamespace(directory="/", runtime=SimpleNamespace(engine=engine))
     asyncio.run(scene())
+
+
+def test_streams_go_on_after_the_journal_could_not_be_read(served, monkeypatch, caplog, eventually):
+    monkeypatch.setattr(events, "RETRY_S", 0.01)
+    server = served()
+    client = server.client()
+    stream = Stream(client)
+    stream.until("server.connected")
+    everyone = server.runtime.engine.publisher._all
+    (subscription,) = (each for each in everyone if each._limit == events._SUBSCRIPTION)
+    page, failures = subscription._page, iter(range(3))
+
+    def failing():
+        if next(failures, None) is not None:
+            raise StoreError("disk I/O error")
+        return page()
+
+    monkeypatch.setattr(subscription, "_page", failing)
+    subscription.fall_behind()
+    make(client)
+    stream.until("session.created")
+    stream.close()
+    again = Stream(client)
+    again.until("server.connected")
+    eventually(lambda: server.gateway.hub.connections)
+    make(client)
+    again.until("session.created")
+    again.close()
+    assert "disk I/O error" in caplog.text
 
 
 def test_a_stream_that_breaks_off_is_logged(served, caplog):
