@@ -170,8 +170,8 @@ class Engine:
             self.pool.start()
             self._tracker = SessionTracker(store=TrackerRows(self.store), clock=self.clock)
             self.registry.quarantined.update(self.store.read.quarantined())
+            self.upkeep.start()  # a recovery may take longer than the lease, or hang
             self.orphans.recover_all()
-            self.upkeep.start()
             with self._lock:
                 if self._state != "open":
                     raise RuntimeClosed("The runtime was closed as it started")

@@ -39,9 +39,10 @@ class Orphans:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._recovered = False
 
     def recover_all(self) -> None:
-        """Make whole every session that has anything unfinished and no live owner."""
+        """Make whole every session that has anything unfinished and no live owner. At the start."""
         with _rare_collections():
             for session_id, pending in self._wake(self._settle(self._ids())):
                 try:
@@ -50,10 +51,12 @@ class Orphans:
                     continue  # somebody took it in the meantime: theirs to recover
                 except UnderstudyError as error:
                     logger.error("Session %s could not be recovered: %s", session_id, error)  # noqa: TRY400
+        self._recovered = True
 
-    def wake(self) -> list[tuple[str, Pending[Any]]]:
-        """Give each an actor, which recovers it. For what is left while this runtime lives."""
-        return self._wake(self._ids())
+    def wake(self) -> None:
+        """Give each an actor, which recovers it: what others leave while this runtime lives."""
+        if self._recovered:
+            self._wake(self._ids())
 
     def _wake(self, session_ids: Sequence[str]) -> list[tuple[str, Pending[Any]]]:
         wake = self._engine.registry.wake

@@ -285,3 +285,31 @@ def test_many_are_read_as_each_alone(wreck):
         assert together["ses_nobody"].prompts == ()
     finally:
         store.close()
+
+
+def test_a_start_that_recovers_for_longer_than_its_lease_keeps_it(wreck, monkeypatch, eventually):
+    decided = orphans.Orphans._decide
+    held, go = threading.Event(), threading.Event()
+
+    def slow(self, chunk):
+        held.set()
+        assert go.wait(30)
+        return decided(self, chunk)
+
+    def until_ms():
+        return query(wreck, "SELECT until_ms FROM runtime WHERE id = ?", runtime.id)[0][0]
+
+    monkeypatch.setattr(orphans.Orphans, "_decide", slow)
+    runtime = Runtime(wreck, model=ScriptedModel([]), lease_s=1.0)
+    starting = threading.Thread(target=runtime.start)
+    starting.start()
+    try:
+        assert held.wait(30)
+        first = until_ms()
+        eventually(lambda: until_ms() > first)
+        assert runtime.recovered == ()
+    finally:
+        go.set()
+        starting.join(30)
+        runtime.close()
+    assert query(wreck, "SELECT count(*) FROM message WHERE open = 1") == [(0,)]
