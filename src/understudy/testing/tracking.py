@@ -60,6 +60,7 @@ class _Call(NamedTuple):
     ttl_s: float
     before_s: float
     answer: bool
+    alone: bool  # its process was the only one when it was begun
 
 
 class _Book:
@@ -132,7 +133,7 @@ class Tracking:
     def _try(self, process: Process, verb: str, key: str, owner: str, ttl_s: float) -> None:
         self._calls_of[key] += 1
         tracker, book = process.runtime.tracker, self._books[process]
-        before_s = self._stage.now_s
+        before_s, alone = self._stage.now_s, len(self._stage.alive()) == 1
         answer: Any = None
         try:
             if verb == "claim":
@@ -154,7 +155,7 @@ class Tracking:
             self._calls_of[key] += 1
         if key in self._unsure or not self._stage.steady:
             return
-        self._account(book, _Call(verb, key, owner, ttl_s, before_s, bool(answer)))
+        self._account(book, _Call(verb, key, owner, ttl_s, before_s, bool(answer), alone))
         if key not in self._unsure:
             self._look(tracker, book, key)
 
@@ -187,7 +188,7 @@ class Tracking:
                 self._found(f"{key} was bypassed, and is unknown")
             book.bypasses.pop(key, None)
         if call.verb != "look":
-            self._save(book, key)
+            self._save(book, key, alone=call.alone)
 
     def _check_claim(self, call: _Call, claim: _Entry | None) -> None:
         live = claim is not None and self._stage.now_s < claim.least_s
@@ -232,7 +233,7 @@ class Tracking:
             return None
         return entry
 
-    def _save(self, book: _Book, key: str) -> None:
+    def _save(self, book: _Book, key: str, *, alone: bool) -> None:
         """What a call changed is durable when it returns."""
         for mine, file in ((book.claims, self._file.claims), (book.bypasses, self._file.bypasses)):
             entry = mine.get(key)
@@ -240,7 +241,7 @@ class Tracking:
                 file[key] = _Entry(entry.owner, entry.ttl_s, entry.least_s, entry.most_s)
             else:
                 file.pop(key, None)
-        if len(self._stage.alive()) > 1:
+        if not alone or len(self._stage.alive()) > 1:
             self._unsure.add(key)  # two runtimes with one key: each has its own view of it
 
     def _look(self, tracker: SessionTracker, book: _Book, key: str) -> None:
