@@ -10,7 +10,7 @@ the runtime owns retries. It raises ``ModelUnavailable`` for what may pass by it
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -95,10 +95,10 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """May be yielded more than once; the last one counts."""
+    """May be yielded more than once; the last one counts. ``cost`` is in dollars."""
 
     tokens: Tokens
-    cost: float = 0.0
+    cost: Annotated[float, msgspec.Meta(ge=0.0, le=1e9)] = 0.0
 
 
 FinishReason: TypeAlias = Literal["stop", "tool-calls", "length", "content-filter", "other"]

@@ -1,6 +1,7 @@
 """Models that fail in every way: the turn says so, or goes on, and text is said once."""
 
 import asyncio
+import math
 import threading
 import time
 
@@ -67,6 +68,9 @@ NONSENSE = {
     "a call with arguments of a number": lambda: events(ToolCall("1", "x", 5), Finish("stop")),
     "a call id of a number": lambda: events(ToolCall(7, "x", "{}"), Finish("stop")),
     "usage of nothing": lambda: events(TextDelta("a"), Usage(None, 0.0), Finish("stop")),
+    "a cost that is no number": lambda: events(Usage(Tokens(), math.nan), Finish("stop")),
+    "a cost without end": lambda: events(Usage(Tokens(), math.inf), Finish("stop")),
+    "a cost below nothing": lambda: events(Usage(Tokens(), -0.1), Finish("stop")),
     "a surrogate in an error": lambda: events(ModelError("\ud800")),
     "an error without words": lambda: events(ValueError()),
     "SystemExit": lambda: events(SystemExit(1)),
