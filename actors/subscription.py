@@ -28,6 +28,7 @@ from understudy.store.events import (
     EventsOverflow,
     SessionDeleted,
 )
+from understudy.store.lanes import wait_released
 
 if TYPE_CHECKING:
     from understudy.actors.publisher import Publisher
@@ -63,7 +64,9 @@ class Subscription:
         self.deltas = deltas
         self._publisher = publisher
         self._limit = limit
-        self._condition = threading.Condition(threading.Lock())
+        # Raw, and no Condition: one whose entry is interrupted by Ctrl-C stays locked, and nothing
+        # could be published any more.
+        self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._buffer: deque[Event] = deque()
         self._replay: deque[Event] = deque()
@@ -87,7 +90,7 @@ class Subscription:
 
     def push(self, events: Sequence[Event]) -> None:
         """Take events that were just committed, or a live delta. Never blocks."""
-        with self._condition:
+        with self._lock:
             if self._closed or self._is_ahead():
                 return
             if not self._behind:
@@ -106,7 +109,6 @@ class Subscription:
         return self._ahead
 
     def _wake(self) -> None:
-        self._condition.notify_all()
         wakers, self._wakers = self._wakers, []
         for waker in wakers:
             waker()
@@ -141,7 +143,7 @@ class Subscription:
             if self._replay:
                 event = self._replay.popleft()
             else:
-                with self._condition:
+                with self._lock:
                     if self._has_to_catch_up or not self._buffer:
                         return None
                     event = self._buffer.popleft()
@@ -158,7 +160,7 @@ class Subscription:
     def _catch_up(self) -> None:
         """Read a page of the journal; when the end is near, follow live again."""
         with self._reading:
-            with self._condition:
+            with self._lock:
                 if not self._behind:
                     return
                 # From here on live events are buffered; what the page also has is skipped later.
@@ -209,7 +211,7 @@ class Subscription:
 
     def fall_behind(self) -> None:
         """Read the journal from its cursor on; what is gone from there is told as a gap."""
-        with self._condition:
+        with self._lock:
             self._buffer.clear()
             self._behind = True
             self._wake()
@@ -219,7 +221,7 @@ class Subscription:
 
         ``live`` says where every open text stands: the deltas buffered so far are part of it.
         """
-        with self._condition:
+        with self._lock:
             if self._is_ahead():
                 return
             facts = [event for event in self._buffer if event.cursor is not None]
@@ -240,14 +242,20 @@ class Subscription:
             event = self.poll()
             if event is not None:
                 return event
-            with self._condition:
+            gate = threading.Lock()
+            gate.acquire()
+            with self._lock:
                 if self._buffer or self._has_to_catch_up or self._error:
                     continue
                 left_s = None if deadline is None else deadline - time.monotonic()
                 if self._ended or (left_s is not None and left_s <= 0):
                     return None
+                self._wakers.append(gate.release)
+            try:
                 with stand_aside():
-                    self._condition.wait(left_s)
+                    wait_released(gate, left_s)
+            finally:
+                self._forget(gate.release)
 
     async def next_async(self) -> Event | None:
         """Wait for the next event in this event loop; None at the end."""
@@ -261,7 +269,7 @@ class Subscription:
                 continue
             woken = loop.create_future()
             waker = partial(_wake_loop, loop, woken)
-            with self._condition:
+            with self._lock:
                 if self._buffer or self._has_to_catch_up or self._error:
                     continue
                 if self._ended:
@@ -270,9 +278,13 @@ class Subscription:
             try:
                 await woken
             finally:
-                with self._condition:
-                    if waker in self._wakers:  # it was cancelled, and nothing came
-                        self._wakers.remove(waker)
+                self._forget(waker)
+
+    def _forget(self, waker: Callable[[], None]) -> None:
+        """Whoever waited does so no more: nothing came, or they were interrupted."""
+        with self._lock:
+            if waker in self._wakers:
+                self._wakers.remove(waker)
 
     def __iter__(self) -> Iterator[Event]:
         while (event := self.next()) is not None:
@@ -296,7 +308,7 @@ class Subscription:
 
     def end(self) -> None:
         """From here on nothing comes. Called by the publisher, which has forgotten it."""
-        with self._condition:
+        with self._lock:
             self._closed = True
             self._wake()
 
