@@ -11,7 +11,7 @@ BEGIN: dict[str, int] = {
     "bear silence for twice its time": 82,
     "believe late reports": 29,
     "charge a call for people": 225,
-    "charge a turn for people": 400,
+    "charge a turn for people": 545,
     "do not watch calls": 372,
     "do not watch executions": 23,
     "forget quarantine at a restart": 37,
@@ -26,8 +26,9 @@ BEGIN: dict[str, int] = {
     "run tools again": 35,
     "stay in retry": 57,
     "take a revert back in memory only": 79,
-    "tell nobody of a quarantine": 88,
-    "work on for who owns it no more": 35,
+    "tell nobody of a quarantine": 110,
+    "trust a claim after a freeze": 175,
+    "work on for who owns it no more": 80,
 }
 
 
