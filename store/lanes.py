@@ -6,11 +6,15 @@ simulator puts its own in their place, and then nothing runs or waits but by its
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+
+LOOK_S: Final = 0.5
 
 T = TypeVar("T")
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -107,8 +111,18 @@ waits: Final[ContextVar[Wait | None]] = ContextVar("waits", default=None)
 
 
 def wait_released(gate: threading.Lock, timeout_s: float | None) -> bool:
-    """Take a lock that somebody else releases. False after ``timeout_s``; None waits for ever."""
+    """Take a lock that somebody else releases. False after ``timeout_s``; None waits for ever.
+
+    The main thread looks up every ``LOOK_S``: Python hears of a Ctrl-C that came just before it
+    began to wait only when it is awake.
+    """
     instead = waits.get()
     if instead is not None:
         return instead(gate, timeout_s)
-    return gate.acquire(timeout=-1 if timeout_s is None else timeout_s)
+    if threading.current_thread() is not threading.main_thread():
+        return gate.acquire(timeout=-1 if timeout_s is None else timeout_s)
+    until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    while not gate.acquire(timeout=max(0.0, min(LOOK_S, until_s - time.monotonic()))):
+        if time.monotonic() >= until_s:
+            return False
+    return True

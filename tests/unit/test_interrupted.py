@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
+import signal
 import threading
+import time
+
+import pytest
 
 from understudy.actors.publisher import Publisher
 from understudy.actors.subscription import Subscription
 from understudy.store.events import Event, SessionIdle
+from understudy.store.lanes import wait_released
 
 TIMES = 1_000
 
@@ -54,3 +60,35 @@ def test_who_is_interrupted_while_waiting_for_events_holds_up_no_publisher():
     reader.subscription.close()
     reader.join(15)
     assert reader.interrupted > TIMES / 10
+
+
+@pytest.mark.parametrize("timeout_s", [None, 30.0])
+def test_ctrl_c_that_does_not_wake_the_main_thread_ends_its_wait_all_the_same(timeout_s):
+    """It comes to another thread here, as good as just before the wait begins."""
+    gate = threading.Lock()
+    gate.acquire()
+    rescue = threading.Timer(30.0, gate.release)
+    rescue.daemon = True
+    waiting = threading.Event()
+
+    def send():
+        waiting.wait(15)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def wait():
+        waiting.set()
+        wait_released(gate, timeout_s)
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    rescue.start()
+    began_s = time.monotonic()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            wait()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        rescue.cancel()
+        sending.join(15)
+    assert time.monotonic() - began_s < 15
