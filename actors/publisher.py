@@ -202,11 +202,6 @@ class Publisher:
             if self._streams.get(stream.session_id) is stream:
                 del self._streams[stream.session_id]
 
-    def live_texts(self) -> list[PartDelta]:
-        """Every text that is being written, whole, as of now."""
-        with self._lock:
-            return [fact for stream in self._streams.values() for fact in stream.text_so_far()]
-
     def hand_on(self, texts: Sequence[OpenText]) -> None:
         """Publish what came for these open texts, but for those whose stream was detached."""
         with self._lock:

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from understudy.actors.clock import Clock
     from understudy.actors.core.state import Rules
     from understudy.actors.executor import Executor
-    from understudy.actors.publisher import Publisher
     from understudy.store.store import Store
 
 logger = logging.getLogger("understudy.actors")
@@ -61,7 +60,6 @@ class Surroundings(Protocol):
 
     store: Store
     executor: Executor
-    publisher: Publisher
     clock: Clock
     rules: Rules
 

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from understudy.actors.session import Session
 from understudy.errors import InvalidInput
@@ -79,11 +80,6 @@ class Call:
             raise InvalidInput(f"directory is an absolute path, not {given!r:.200}", field="dir")
         return posixpath.normpath(given)
 
-    async def hung_up(self) -> None:
-        """Wait until the client hangs up."""
-        while (await self.request.receive())["type"] != "http.disconnect":
-            pass
-
     # --- the body ------------------------------------------------------------------------------
 
     async def body(self, shape: type[B]) -> B:
@@ -118,6 +114,12 @@ class Call:
         except ClientDisconnect as error:
             raise Refused(400, "BadRequest", "The client hung up") from error
         return b"".join(pieces)
+
+
+async def hung_up(receive: Receive) -> None:
+    """Wait until the client hangs up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def number(name: str, text: str) -> int:

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from understudy.actors.subscription import GAP, OVERFLOW
 from understudy.errors import RuntimeClosed
-from understudy.gateway.http.call import Call, number
+from understudy.gateway.http.call import Call, hung_up, number
 from understudy.gateway.http.places import place_of
 from understudy.gateway.http.texts import Texts
 from understudy.gateway.http.wire import event_id
@@ -362,7 +362,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b""})
             return
         writing = asyncio.ensure_future(self._write(send))
-        listening = asyncio.ensure_future(_hung_up(receive))
+        listening = asyncio.ensure_future(hung_up(receive))
         try:
             await asyncio.wait({writing, listening}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -455,11 +455,6 @@ class EventStream(Response):
 
     def _control(self, kind: str, properties: Any) -> Item:
         return control(kind, properties, self._directory or self._gateway.directory)
-
-
-async def _hung_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 # --- endpoints ---------------------------------------------------------------------------------

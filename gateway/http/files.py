@@ -16,7 +16,7 @@ from understudy.actors.surrogates import storable
 from understudy.actors.tools.root import Root, explained
 from understudy.actors.tools.search import JUNK, Search, SearchTools, compiled, glob_pattern
 from understudy.errors import InvalidInput, ToolError
-from understudy.gateway.http.call import Call
+from understudy.gateway.http.call import Call, hung_up
 from understudy.gateway.http.errors import Refused
 
 FILE_BYTES: Final = 4 * 1024 * 1024
@@ -78,7 +78,7 @@ async def _looked(call: Call, look: Callable[[Root], T]) -> T:
             raise InvalidInput(str(error), field="path") from error
 
     looking = asyncio.wrap_future(call.gateway.looking.submit(work))
-    leaving = asyncio.ensure_future(call.hung_up())
+    leaving = asyncio.ensure_future(hung_up(call.request.receive))
     try:
         both: set[asyncio.Future[Any]] = {looking, leaving}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -57,17 +57,11 @@ TABLES = {
 
 
 def up(_migrator: Any, db: Any) -> None:
-    for table, statements in TABLES.items():
-        indexes = db.execute_sql(
-            "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ? "
-            "AND sql IS NOT NULL",
-            (table,),
-        ).fetchall()
-        for (index,) in indexes:
-            db.execute_sql(f'DROP INDEX "{index}"')
+    for table, (create, *indexes) in TABLES.items():
         db.execute_sql(f"ALTER TABLE {table} RENAME TO {table}_before")
-        for statement in statements:
-            db.execute_sql(statement)
+        db.execute_sql(create)
         copy = f"INSERT INTO {table} SELECT * FROM {table}_before ORDER BY rowid"  # noqa: S608 - names of ours
         db.execute_sql(copy)
-        db.execute_sql(f"DROP TABLE {table}_before")
+        db.execute_sql(f"DROP TABLE {table}_before")  # and its indexes, whose names are free then
+        for index in indexes:
+            db.execute_sql(index)
