@@ -18,9 +18,11 @@ import pykka
 
 def missing(module: str) -> str | None:
     """Why a peer cannot be measured, or None."""
-    if importlib.util.find_spec(module) is None:
-        return f"{module} is not installed (pip install 'understudy[bench]')"
-    return None
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # not even what it is part of
+        found = None
+    return None if found else f"{module} is not installed (pip install 'understudy[bench]')"
 
 
 # --- stock pykka and peewee: dependencies of ours, always there ---------------------------------
@@ -79,23 +81,6 @@ def stock_prompts(path: Path, *, actors: int, prompts: int, window: int) -> floa
     figure = prompts / (time.perf_counter() - start)
     for ref in refs:
         ref.stop(block=False)
-    return figure
-
-
-def raw_group_commit(path: Path, *, prompts: int, group: int = 512) -> float:
-    """The floor: the standard library writing one row for each prompt, in groups, at FULL."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL").fetchall()
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("CREATE TABLE prompt (id INTEGER PRIMARY KEY, session_id TEXT, text TEXT)")
-    start = time.perf_counter()
-    for first in range(0, prompts, group):
-        rows = [(f"ses_{n}", "What is 1 + 2?") for n in range(first, min(first + group, prompts))]
-        connection.execute("BEGIN IMMEDIATE")
-        connection.executemany("INSERT INTO prompt (session_id, text) VALUES (?, ?)", rows)
-        connection.execute("COMMIT")
-    figure = prompts / (time.perf_counter() - start)
-    connection.close()
     return figure
 
 

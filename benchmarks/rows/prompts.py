@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from benchmarks import stage
+from benchmarks.floors import Tape, one_row_ms, raw_group_commit
 from benchmarks.measure import Figure, Run, cores, figure, interleaved, row, versus
-from benchmarks.peers import agents_items, missing, raw_group_commit, stock_prompts
+from benchmarks.peers import agents_items, missing, stock_prompts
 from understudy import Runtime, Session
 
 
@@ -19,8 +20,11 @@ def prompts(run: Run) -> Iterator[Figure]:
     count, sessions = run.size(16_384, 4_096), 512
     stock_count = run.size(3_000, 600)
     with stage.runtime(run.path(), model=stage.HeldModel()) as runtime:
+        tape = Tape(runtime)
         contenders = {
-            "ours": lambda: _accept(runtime, sessions, count),
+            "ours": lambda: tape.record(lambda: _accept(runtime, sessions, count, tape.start)),
+            "alone": lambda: count / tape.replayed_s(run.path()),
+            "commit": lambda: one_row_ms(run.path()),
             "stock": lambda: stock_prompts(run.path(), actors=64, prompts=stock_count, window=512),
             "raw": lambda: raw_group_commit(run.path(), prompts=count * 4),
         }
@@ -45,6 +49,15 @@ def _accepted(medians: Mapping[str, float], where: str) -> Iterator[Figure]:
     against = "stock pykka + peewee autocommit, one row"
     yield versus(what, ours, "/s", against, medians["stock"], 10.0)
     yield Figure(
+        what="… over the floor: the same statements, by sqlite3 alone",
+        value=ours,
+        unit="/s",
+        against="sqlite3, one thread",
+        base=medians["alone"],
+        ratio=ours / medians["alone"],
+        note=f"a commit of one row takes {medians['commit']:.2f} ms",
+    )
+    yield Figure(
         what="… over the floor: sqlite3, one row each, groups of 512",
         value=ours,
         unit="/s",
@@ -55,13 +68,14 @@ def _accepted(medians: Mapping[str, float], where: str) -> Iterator[Figure]:
     )
 
 
-def _accept(runtime: Runtime, sessions: int, count: int) -> float:
+def _accept(runtime: Runtime, sessions: int, count: int, started: Callable[[], None]) -> float:
     """Prompts per second to sessions that are busy already: they are accepted, and wait."""
 
     async def accept() -> float:
         handles = [await runtime.create_session() for _ in range(sessions)]
         await stage.in_flight(sessions, (partial(_prompt, handle) for handle in handles))
         jobs = (partial(_prompt, handles[number % sessions]) for number in range(count))
+        started()
         start = time.perf_counter()
         await stage.in_flight(512, jobs)
         return count / (time.perf_counter() - start)

@@ -7,9 +7,10 @@ import gc
 import statistics
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from benchmarks import stage
+from benchmarks.floors import Tape, one_row_ms
 from benchmarks.measure import Figure, Run, cores, figure, interleaved, row, skipped, versus
 from benchmarks.peers import Dbos, LangGraph, try_peer
 from understudy import Runtime
@@ -24,7 +25,12 @@ def turns(run: Run) -> Iterator[Figure]:
     count = run.size(1_500, 384)
     with stage.runtime(run.path(), model=stage.InstantModel(calls_tool=True)) as runtime:
         runtime.create_session().prompt("warm").result(timeout_s=10)
-        contenders = {"ours": lambda: _turns(runtime, count)}
+        tape = Tape(runtime)
+        contenders = {
+            "ours": lambda: tape.record(lambda: _turns(runtime, count, tape.start)),
+            "alone": lambda: count / tape.replayed_s(run.path()),
+            "commit": lambda: one_row_ms(run.path()),
+        }
         if dbos is not None:
             contenders["dbos"] = lambda: dbos.rate(run.size(200, 64))
         if graph is not None:
@@ -42,11 +48,20 @@ def turns(run: Run) -> Iterator[Figure]:
                     yield versus(f"whole turns, {where}", ours, "/s", label, medians[name], limit)
                 else:
                     yield skipped(f"whole turns against {label}, {where}", why)
+            yield Figure(
+                what="… over the floor: the same statements, by sqlite3 alone",
+                value=ours,
+                unit="/s",
+                against="sqlite3, one thread",
+                base=medians["alone"],
+                ratio=ours / medians["alone"],
+                note=f"a commit of one row takes {medians['commit']:.2f} ms",
+            )
     if dbos is not None:
         dbos.close()
 
 
-def _turns(runtime: Runtime, count: int) -> float:
+def _turns(runtime: Runtime, count: int, started: Callable[[], None]) -> float:
     """Turns per second, four in each session: a workflow of the peers has no history at all."""
 
     async def play() -> float:
@@ -59,6 +74,7 @@ def _turns(runtime: Runtime, count: int) -> float:
                     turn = await session.prompt("What is 1 + 2?")
                     await turn.result(timeout_s=60)
 
+        started()
         start = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(64)))
         return 4 * len(made) / (time.perf_counter() - start)
