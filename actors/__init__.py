@@ -15,6 +15,7 @@ upkeep           what has to be done every now and then, the watchdog among it
 
 executor         runs effects: model streams, tools, timers
 steps, streams   one model call, its retries and its live text
+pace             what thousands would do in one moment, a few at a time
 calls, workers   one tool call, and the threads of synchronous tools
 models/, tools/  one protocol each, and a folder of implementations
 

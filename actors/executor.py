@@ -28,6 +28,7 @@ from understudy.actors.core.effects import (
 )
 from understudy.actors.coroutines import Coroutines
 from understudy.actors.live_text import LiveTexts
+from understudy.actors.pace import Pace
 from understudy.actors.pending import Pending, failing
 from understudy.actors.steps import StepRun, SummaryRun
 from understudy.errors import InvalidInput, RuntimeClosed, SessionNotFound, UnderstudyError
@@ -135,6 +136,7 @@ class Executor:
         self._unstarted: dict[str, deque[Sequence[Effect]]] = {}
         self._woken = False
         self.live = LiveTexts(host.publisher)
+        self.pace = Pace()
         self._executions: dict[str, Execution] = {}
         self._asks: dict[str, Pending[Ask]] = {}
         self._closed = False

@@ -226,6 +226,7 @@ class ModelStream:
                 elif event.text != "":  # which is as silent as nothing
                     silence.broken()
                     self._append(kind, event.text)
+            await self._executor.pace.turn()
         finally:
             if (aclose := getattr(stream, "aclose", None)) is not None:
                 await aclose()
