@@ -278,14 +278,21 @@ def advance(d: Draft, *, last: Step | None = None, delay_s: float = 0.0) -> None
         return
     if turn is not None and (pending is None or not pending.part.auto):
         open_step(d, prompts.join_steering(d, turn), last=last, delay_s=delay_s)
-    elif pending is not None:
+    elif pending is not None and not d.closing:
         compaction.start(d)
-    elif not d.queue:
-        d.set_idle()
-    elif d.closing:
+    elif d.queue and not d.closing:
+        prompts.start_turn(d)
+    else:
+        _rest(d)
+
+
+def _rest(d: Draft) -> None:
+    """Nothing runs. Where the runtime closes, prompts may wait for the next start."""
+    compaction.abandon(d, "close")
+    if d.queue:
         d.set_status(IDLE)
     else:
-        prompts.start_turn(d)
+        d.set_idle()
 
 
 def waits_for_person(d: Draft) -> bool:

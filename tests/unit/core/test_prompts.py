@@ -15,7 +15,9 @@ from understudy.actors.core.commands import (
 from understudy.actors.core.state import Limits, Rules
 from understudy.actors.models.protocol import UserText, UserTurn
 from understudy.errors import MessageNotFound, PromptConflict, RuntimeClosed, SessionBusy
-from understudy.store.records import ModelRef
+from understudy.store.records import ModelRef, PermissionRule
+
+ASK_BASH = PermissionRule(permission="bash", pattern="*", action="ask")
 
 
 def said(stage: Stage) -> list[str]:
@@ -312,6 +314,30 @@ def test_once_it_closes_nothing_starts_whatever_comes(late: Abort) -> None:
     stage.crash()
     stage.answer()
     assert stage.outcome(queued) == "answered"
+    check_settled(stage)
+
+
+@pytest.mark.parametrize("late", ["timeout", "abort"])
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_compaction_that_waits_for_a_turn_does_not_start_once_it_closes(
+    late: str, behind: int
+) -> None:
+    stage = Stage(rules=Rules(permissions=(ASK_BASH,)))
+    key = stage.prompt("a")
+    stage.answer("", stage.call("bash", permission="bash"))
+    for _ in range(behind):
+        stage.prompt("b")
+    marker = stage.send(RequestCompaction())
+    stage.send(Abort(reason="close"))
+    assert stage.marker(marker).active
+    stage.send(Abort(message_id=key, reason=late))
+    assert not stage.running
+    assert stage.marker(marker).state == "failed"
+    assert stage.rows.status.type == "idle"
+    assert ("session.idle" in stage.types()) is not bool(behind)
+    stage.crash()
+    for _ in range(behind):
+        stage.answer()
     check_settled(stage)
 
 
