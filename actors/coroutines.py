@@ -10,7 +10,6 @@ import asyncio
 import contextvars
 import logging
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -46,10 +45,15 @@ class Coroutines:
     """
 
     def __init__(
-        self, platform: Platform, call_later: Callable[[float, Callable[[], None]], None]
+        self,
+        platform: Platform,
+        call_later: Callable[[float, Callable[[], None]], None],
+        *,
+        monotonic_s: Callable[[], float],
     ) -> None:
         self._platform = platform
         self._call_later = call_later
+        self._monotonic_s = monotonic_s
         self._lock = threading.Lock()
         self._places: list[Loop] = []
         self._lost: set[_Run] = set()
@@ -124,6 +128,6 @@ class Coroutines:
         """End the loops. False if one would not end in time."""
         with self._lock:
             places, self._places = self._places, []
-        until_s = time.monotonic() + timeout_s
-        ended = [each.stop(max(0.1, until_s - time.monotonic())) for each in places]
+        until_s = self._monotonic_s() + timeout_s
+        ended = [each.stop(max(0.1, until_s - self._monotonic_s())) for each in places]
         return all(ended)

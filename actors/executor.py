@@ -129,7 +129,9 @@ class Executor:
         self.host = host
         self.workers = host.platform.workers(_TOOL_THREADS)
         self._turns = host.platform.loop("understudy-turns")
-        self.coroutines = Coroutines(host.platform, self.call_later)
+        self.coroutines = Coroutines(
+            host.platform, self.call_later, monotonic_s=host.clock.monotonic_s
+        )
         self._readers = host.platform.calls("understudy-context", _READERS)
         self._lock = threading.Lock()
         self._todo: deque[tuple[str, Sequence[Effect], int]] = deque()
