@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -36,5 +37,7 @@ class Recorder:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What is started in the background is told to ignore Ctrl-C, and so are its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if page := config.getoption("--guarantees"):
         config.pluginmanager.register(Recorder(page), "guarantees")
