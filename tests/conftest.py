@@ -37,7 +37,8 @@ class Recorder:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # What is started in the background is told to ignore Ctrl-C, and so are its children.
+    # What is started in the background may be told to ignore these, and so are its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if page := config.getoption("--guarantees"):
         config.pluginmanager.register(Recorder(page), "guarantees")
