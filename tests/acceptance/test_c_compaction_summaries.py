@@ -31,7 +31,7 @@ from processes import Child
 
 from understudy import CompactionRules
 from understudy.actors.core.compaction import FOLLOW_UP
-from understudy.actors.models.scripted import Call, Fail, Gate, Say, Stall, Wait
+from understudy.actors.models.scripted import Call, Fail, Gate, Say, Wait
 from understudy.errors import CompactionFailed, ModelError
 from understudy.store.records import (
     AssistantMessage,
@@ -374,7 +374,9 @@ def test_c29_duplicate_markers_of_an_old_bug_converge(path, count):
 
 def test_c27_every_marker_has_an_end_whatever_became_of_it(tmp_path):
     path, session_id = stale(tmp_path)
-    summaries_to_say = iter([Fail(ModelError("no")), Say(""), Say(SUMMARY), Stall(), Say(SUMMARY)])
+    gate = Gate()
+    says = [Fail(ModelError("no")), Say(""), Say(SUMMARY), Wait(gate), Say(SUMMARY)]
+    summaries_to_say = iter(says)
     model = actors(summary=lambda request: next(summaries_to_say))
     with opened(path, model) as runtime:
         session = runtime.session(session_id)
@@ -383,6 +385,7 @@ def test_c27_every_marker_has_an_end_whatever_became_of_it(tmp_path):
         session.compact().result(timeout_s=WAIT_S)
         session.prompt("more " * 90).result(timeout_s=WAIT_S)
         session.compact()
+        gate.wait_reached()
         session.abort()
         session.prompt("more " * 90).result(timeout_s=WAIT_S)
         session.compact().result(timeout_s=WAIT_S)

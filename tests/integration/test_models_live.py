@@ -240,6 +240,14 @@ def test_a_model_that_stays_away_fails_the_turn_after_its_attempts(opened):
     assert model.calls == 2
 
 
+def test_a_model_that_stays_away_fails_the_turn_once_its_time_is_over(opened):
+    model = ScriptedModel([Fail(ModelUnavailable("429", retry_after_s=0.2))], repeat=True)
+    runtime = opened(model, limits=Limits(model_attempts=1_000, retry_s=1.0))
+    with pytest.raises(errors.TurnFailed, match="429"):
+        runtime.create_session().prompt("go").result(timeout_s=30)
+    assert 1 < model.calls <= 6
+
+
 def test_an_abort_while_waiting_to_try_again_is_at_once(opened, watching):
     model = ScriptedModel([Fail(ModelUnavailable("429", retry_after_s=60.0)), "next"])
     runtime = opened(model)
