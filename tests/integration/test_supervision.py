@@ -275,8 +275,9 @@ def test_whoever_waits_for_a_session_that_is_quarantined_is_told(opened, path, e
     *results, idle = calls.outcomes()
     assert [type(each) for each in results] == [errors.SessionQuarantined] * 3
     assert not isinstance(idle, BaseException)
-    with pytest.raises(errors.SessionQuarantined):
-        turns[0].result(timeout_s=10)
+    for turn in (turns[0], session.turn(turns[1].message_id)):  # and who asks only now
+        with pytest.raises(errors.SessionQuarantined):
+            turn.result(timeout_s=10)
     gate.open()
 
 
