@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,8 @@ class Tape:
     """
 
     def __init__(self, runtime: Runtime) -> None:
-        self._writer: Any = runtime.engine.store._writer
+        self._store = runtime.engine.store
+        self._writer: Any = self._store._writer
         self._connection: sqlite3.Connection = self._writer._connection
         self._statements: list[tuple[str, Any]] = []
         self._start = 0
@@ -64,11 +66,22 @@ class Tape:
     def record(self, work: Callable[[], float]) -> float:
         """Remember what ``work`` writes, instead of what was remembered. It makes its sessions."""
         self._statements = []
-        self._writer._connection = self
+        self._stand(self)
         try:
             return work()
         finally:
-            self._writer._connection = self._connection
+            self._stand(self._connection)
+
+    def _stand(self, connection: Any) -> None:
+        """Let the writer use a connection from its next transaction on."""
+        there = threading.Event()
+
+        def stand() -> None:
+            self._writer._connection = connection
+            there.set()
+
+        self._store.between_commits(stand)
+        there.wait()
 
     def start(self) -> None:
         """From here on it is measured; what came before is needed."""

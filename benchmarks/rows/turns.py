@@ -61,7 +61,7 @@ def turns(run: Run) -> Iterator[Figure]:
         dbos.close()
 
 
-def _turns(runtime: Runtime, count: int, started: Callable[[], None]) -> float:
+def _turns(runtime: Runtime, count: int, started: Callable[[], None] = lambda: None) -> float:
     """Turns per second, four in each session: a workflow of the peers has no history at all."""
 
     async def play() -> float:
