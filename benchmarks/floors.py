@@ -6,10 +6,11 @@ import sqlite3
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import Figure, over_floor
 from understudy import Runtime
 from understudy.store.writer import LOG_PAGES
 
@@ -40,6 +41,18 @@ def raw_group_commit(path: Path, *, prompts: int, group: int = 512) -> float:
     figure = prompts / (time.perf_counter() - start)
     connection.close()
     return figure
+
+
+def over_sqlite(medians: Mapping[str, float]) -> Figure:
+    """What "ours" is beside "alone", a ``Tape`` replayed; "commit" says how fast the disk is."""
+    return over_floor(
+        "the same statements, by sqlite3 alone",
+        medians["ours"],
+        "/s",
+        "sqlite3, one thread",
+        medians["alone"],
+        f"a commit of one row takes {medians['commit']:.2f} ms",
+    )
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -113,6 +113,21 @@ def flat(
     )
 
 
+def over_floor(
+    what: str, value: float, unit: str, against: str, base: float, note: str = ""
+) -> Figure:
+    """A rate beside what is possible at all: it has no target."""
+    return Figure(
+        what=f"… over the floor: {what}",
+        value=value,
+        unit=unit,
+        against=against,
+        base=base,
+        ratio=value / base,
+        note=note,
+    )
+
+
 def skipped(what: str, why: str) -> Figure:
     return Figure(what=what, note=f"skipped: {why}")
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from benchmarks import stage
-from benchmarks.floors import Tape, one_row_ms, raw_group_commit
-from benchmarks.measure import Figure, Run, cores, figure, interleaved, row, versus
+from benchmarks.floors import Tape, one_row_ms, over_sqlite, raw_group_commit
+from benchmarks.measure import Figure, Run, cores, figure, interleaved, over_floor, row, versus
 from benchmarks.peers import agents_items, missing, stock_prompts
 from understudy import Runtime, Session
 
@@ -48,23 +48,14 @@ def _accepted(medians: Mapping[str, float], where: str) -> Iterator[Figure]:
     yield figure(what, ours, "/s", "at least", 8_000)
     against = "stock pykka + peewee autocommit, one row"
     yield versus(what, ours, "/s", against, medians["stock"], 10.0)
-    yield Figure(
-        what="… over the floor: the same statements, by sqlite3 alone",
-        value=ours,
-        unit="/s",
-        against="sqlite3, one thread",
-        base=medians["alone"],
-        ratio=ours / medians["alone"],
-        note=f"a commit of one row takes {medians['commit']:.2f} ms",
-    )
-    yield Figure(
-        what="… over the floor: sqlite3, one row each, groups of 512",
-        value=ours,
-        unit="/s",
-        against="sqlite3 executemany",
-        base=medians["raw"],
-        ratio=ours / medians["raw"],
-        note="a prompt is 6 rows here",
+    yield over_sqlite(medians)
+    yield over_floor(
+        "sqlite3, one row each, groups of 512",
+        ours,
+        "/s",
+        "sqlite3 executemany",
+        medians["raw"],
+        "a prompt is 6 rows here",
     )
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from benchmarks import stage
-from benchmarks.floors import Tape, one_row_ms
+from benchmarks.floors import Tape, one_row_ms, over_sqlite
 from benchmarks.measure import Figure, Run, cores, figure, interleaved, row, skipped, versus
 from benchmarks.peers import Dbos, LangGraph, try_peer
 from understudy import Runtime
@@ -48,15 +48,7 @@ def turns(run: Run) -> Iterator[Figure]:
                     yield versus(f"whole turns, {where}", ours, "/s", label, medians[name], limit)
                 else:
                     yield skipped(f"whole turns against {label}, {where}", why)
-            yield Figure(
-                what="… over the floor: the same statements, by sqlite3 alone",
-                value=ours,
-                unit="/s",
-                against="sqlite3, one thread",
-                base=medians["alone"],
-                ratio=ours / medians["alone"],
-                note=f"a commit of one row takes {medians['commit']:.2f} ms",
-            )
+            yield over_sqlite(medians)
     if dbos is not None:
         dbos.close()
 
