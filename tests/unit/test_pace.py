@@ -15,6 +15,16 @@ def waits(turn):
     return True
 
 
+async def begun(coroutines):
+    """Their tasks, once each is through or waits. No time passes for them until then."""
+    loop, now_s = asyncio.get_running_loop(), time.monotonic()
+    loop.time = lambda: now_s
+    tasks = [asyncio.create_task(each) for each in coroutines]
+    await asyncio.sleep(0)
+    del loop.time
+    return tasks
+
+
 def test_few_go_through_at_once():
     async def few():
         pace = Pace()
@@ -38,7 +48,7 @@ def test_many_go_through_in_order_with_the_loops_other_work_in_between():
 
         loop = asyncio.get_running_loop()
         loop.call_soon(look)
-        await asyncio.gather(*(go(number) for number in range(5 * AT_ONCE + 1)))
+        await asyncio.gather(*await begun(go(number) for number in range(5 * AT_ONCE + 1)))
         steps = [after - before for before, after in zip([0, *seen], seen, strict=False)]
         return through, max(steps)
 
@@ -55,8 +65,7 @@ def test_who_is_cancelled_while_waiting_gives_its_turn_to_the_next():
             await pace.turn()
             through.append(number)
 
-        tasks = [asyncio.create_task(go(number)) for number in range(3 * AT_ONCE)]
-        await asyncio.sleep(0)  # every task waits now, or is through
+        tasks = await begun(go(number) for number in range(3 * AT_ONCE))
         for task in tasks[AT_ONCE : 2 * AT_ONCE]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
