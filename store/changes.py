@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from peewee import Database, SqliteDatabase
@@ -54,8 +54,10 @@ from understudy.store.records import (
 
 _encode: Final = msgspec.json.Encoder().encode
 
+T = TypeVar("T")
 
-class Change(msgspec.Struct, frozen=True):
+
+class Change(msgspec.Struct, frozen=True, gc=False):
     """Facts about one session, refused unless ``owner`` still holds the claim at ``epoch``.
 
     ``seq`` is the number of the session's last event before them. ``progress``: crashes are
@@ -118,6 +120,16 @@ def for_rows(sql: str, count: int) -> str:
     return f"{before}{', '.join([values] * count)}{after}"
 
 
+@functools.cache
+def _fences(count: int) -> str:
+    """The fence of ``count`` changes of as many sessions."""
+    given = ", ".join(["(?, ?, ?, ?)"] * count)
+    return (
+        f"UPDATE claim SET seq = given.column1 FROM (VALUES {given}) AS given "  # noqa: S608 - marks
+        "WHERE session_id = given.column2 AND epoch = given.column3 AND owner = given.column4"
+    )
+
+
 _AT_ONCE: Final = (64, 16, 4, 1)
 """How many rows one statement writes: each costs two switches to SQLite and back."""
 _FENCE: Final = "UPDATE claim SET seq = ? WHERE session_id = ? AND epoch = ? AND owner = ?"
@@ -141,14 +153,22 @@ class Transaction:
         self._inbox: dict[tuple[str, str], tuple[Any, ...]] = {}
         self._asks: dict[tuple[str, str], tuple[Any, ...]] = {}
         self._journal: list[tuple[Any, ...]] = []
+        self._fenced: set[str] = set()
+
+    def fence(self, changes: Sequence[Change]) -> None:
+        """Fence changes together that are added next. Those of a refused group are left to it."""
+        for group in _groups(changes):
+            if len(group) > 1:
+                values = list(chain.from_iterable(map(_claimed, group)))
+                done = self.connection.execute(_fences(len(group)), values)
+                if done.rowcount == len(group):
+                    self._fenced.update(change.session_id for change in group)
 
     def add(self, change: Change) -> list[Event]:
         """Fence a change and collect its rows. Raises ``SessionFenced`` and has done nothing."""
-        done = self.connection.execute(
-            _FENCE,
-            (change.seq + len(change.facts), change.session_id, change.epoch, change.owner),
-        )
-        if done.rowcount != 1:
+        if change.session_id in self._fenced:
+            self._fenced.remove(change.session_id)
+        elif self.connection.execute(_FENCE, _claimed(change)).rowcount != 1:
             raise SessionFenced(
                 f"Session {change.session_id} moved past epoch {change.epoch}",
                 session_id=change.session_id,
@@ -193,12 +213,8 @@ class Transaction:
             self._journal.clear()
 
     def _write(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        start = 0
-        for size in _AT_ONCE:
-            while len(rows) - start >= size:
-                values = chain.from_iterable(rows[start : start + size])
-                self.connection.execute(for_rows(sql, size), list(values))
-                start += size
+        for group in _groups(rows):
+            self.connection.execute(for_rows(sql, len(group)), list(chain.from_iterable(group)))
 
     def discard(self) -> None:
         """Forget what was collected and not yet written."""
@@ -276,6 +292,20 @@ class Transaction:
         self.connection.execute(
             "DELETE FROM part WHERE session_id = ? AND id = ?", (session_id, part_id)
         )
+
+
+def _groups(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Rows as one statement takes them, in order."""
+    start = 0
+    for size in _AT_ONCE:
+        while len(rows) - start >= size:
+            yield rows[start : start + size]
+            start += size
+
+
+def _claimed(change: Change) -> tuple[Any, ...]:
+    """The values of a fence."""
+    return change.seq + len(change.facts), change.session_id, change.epoch, change.owner
 
 
 def is_open(part: AnyPart) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from tenacity import (
@@ -200,13 +201,16 @@ class Writer:
     def _apply(self, jobs: Sequence[Job]) -> list[tuple[Job, Exception | None]]:
         outcome: list[tuple[Job, Exception | None]] = []
         tx = Transaction(self._connection, self._statements)
-        for job in jobs:
-            try:
-                job.apply(tx)
-            except UnderstudyError as refusal:
-                outcome.append((job, refusal))
-            else:
-                outcome.append((job, None))
+        for _, run in groupby(jobs, key=lambda job: job.change is not None):
+            together = list(run)
+            tx.fence([job.change for job in together if job.change is not None])
+            for job in together:
+                try:
+                    job.apply(tx)
+                except UnderstudyError as refusal:
+                    outcome.append((job, refusal))
+                else:
+                    outcome.append((job, None))
         tx.flush()
         return outcome
 

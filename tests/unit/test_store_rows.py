@@ -100,6 +100,91 @@ def claim_of(store):
 # --- changes -----------------------------------------------------------------------------------
 
 
+def held_group(store, *begins):
+    """Begin work of a store as one group; what became of each: its result, or its error's type."""
+    held, go, told = threading.Event(), threading.Event(), threading.Semaphore(0)
+    outcome = {}
+
+    def hold():
+        held.set()
+        assert go.wait(15)
+
+    store.between_commits(hold)
+    assert held.wait(15)
+    for number, begin in enumerate(begins):
+
+        def done(result, _, error, number=number):
+            outcome[number] = result if error is None else type(error)
+            told.release()
+
+        begin(done)
+    go.set()
+    for _ in begins:
+        assert told.acquire(timeout=15)
+    return [outcome[number] for number in range(len(begins))]
+
+
+def changing(store, session_id, *, epoch=1, seq=1, owner="rtm_1"):
+    change = Change(session_id, owner, epoch, seq, 1, (SessionIdle(session_id=session_id),))
+    return functools.partial(store.commit, change)
+
+
+def creating(store, session_id):
+    info = Session(id=session_id, title="t", time=SessionTime(created=1, updated=1))
+    facts = (SessionCreated(session_id=session_id, info=info),)
+    return functools.partial(store.create, info, facts)
+
+
+@pytest.mark.parametrize("stale", [{"epoch": 2}, {"epoch": 0}, {"owner": "rtm_2"}])
+def test_of_changes_that_commit_together_those_are_refused_whose_claim_is_another(stored, stale):
+    ids = [f"ses_{number:02}" for number in range(70)]
+    held_group(stored, *(creating(stored, each) for each in ids))
+    refused = {0, 17, 63, 64, 69}
+    told = held_group(
+        stored,
+        *(
+            changing(stored, each, **(stale if number in refused else {}))
+            for number, each in enumerate(ids)
+        ),
+        changing(stored, "ses_nobody_has"),
+    )
+    expected = [errors.SessionFenced if number in refused else None for number in range(70)]
+    assert told == [*expected, errors.SessionFenced]
+    with stored.read.connection() as c:
+        numbers = dict(c.execute("SELECT session_id, seq FROM claim"))
+        written = c.execute("SELECT session_id FROM journal WHERE type = 'session.idle'").fetchall()
+    kept = {each for number, each in enumerate(ids) if number not in refused}
+    assert {each for each in ids if numbers[each] == 2} == kept
+    assert {each for (each,) in written} == kept
+    assert "ses_nobody_has" not in numbers
+
+
+def test_two_changes_of_one_session_may_commit_together(stored):
+    others = [f"ses_{number:02}" for number in range(6)]
+    held_group(stored, *(creating(stored, each) for each in others))
+    changes = [changing(stored, each) for each in others]
+    told = held_group(stored, changing(stored, ID), *changes, changing(stored, ID, seq=2))
+    assert told == [None] * 8
+    assert [event.seq for event in stored.read.events(after=0, session_id=ID)] == [1, 2, 3]
+    assert stored.read.claims([ID]) == {ID: ("rtm_1", 1)}
+    commit(stored, SessionIdle(session_id=ID), seq=3)
+
+
+def test_a_change_after_what_takes_its_claim_away_in_the_same_group_is_refused(stored):
+    others = [f"ses_{number:02}" for number in range(6)]
+    held_group(stored, *(creating(stored, each) for each in others))
+    told = held_group(
+        stored,
+        *(changing(stored, each) for each in others),
+        changing(stored, ID),
+        functools.partial(stored.delete_tree, ID, 1),
+        *(changing(stored, each, seq=2) for each in others),
+        changing(stored, ID, seq=2),
+    )
+    assert told == [*[None] * 7, [ID], *[None] * 6, errors.SessionFenced]
+    assert [event.seq for event in stored.read.events(after=0, session_id=ID)] == [1, 2, 3]
+
+
 def test_what_one_change_puts_and_removes_is_not_there_afterwards(stored):
     message = UserMessage(id="msg_1", session_id=ID, time=MessageTime(created=1), turn=1)
     kept = TextPart(id="prt_1", session_id=ID, message_id="msg_1", text="kept")
