@@ -11,7 +11,7 @@ from understudy.actors.pending import Pending
 from understudy.store.claims import Claimed, RestartRecord
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """A command with whoever waits for its answer.
 
     ``again`` says that an executor sent it: it must get through, so it is tried again when the
@@ -23,14 +23,14 @@ class Request(msgspec.Struct, frozen=True):
     again: bool = False
 
 
-class Activate(msgspec.Struct, frozen=True):
+class Activate(msgspec.Struct, frozen=True, gc=False):
     """Claim the session and make it whole."""
 
     reason: Reason = "restart"
     restarted: bool = False
 
 
-class Activated(msgspec.Struct, frozen=True):
+class Activated(msgspec.Struct, frozen=True, gc=False):
     """The claim was taken."""
 
     claimed: Claimed
@@ -39,19 +39,19 @@ class Activated(msgspec.Struct, frozen=True):
     restarted: bool
 
 
-class Delete(msgspec.Struct, frozen=True):
+class Delete(msgspec.Struct, frozen=True, gc=False):
     """Delete the session and its descendants."""
 
 
-class Wake(msgspec.Struct, frozen=True):
+class Wake(msgspec.Struct, frozen=True, gc=False):
     """Be alive: answered once the session has recovered."""
 
 
-class Prove(msgspec.Struct, frozen=True):
+class Prove(msgspec.Struct, frozen=True, gc=False):
     """Prove that the claim holds; answered if so. An actor that lost it finds out, and ends."""
 
 
-class Crash(msgspec.Struct, frozen=True):
+class Crash(msgspec.Struct, frozen=True, gc=False):
     """Die at once, as if a handler had failed. For chaos and tests."""
 
     reason: str = "crash on request"

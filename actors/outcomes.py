@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from understudy.actors.pending import Pending
 from understudy.actors.supervisor import deleted_error, quarantine_error
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from understudy.store.store import Store
 
 _IDLE = ""
+
+Waiting: TypeAlias = Pending[Any] | list[Pending[Any]]
+"""Who waits for one thing: hardly ever two, and a list for each would be half of what is kept."""
+
 OUTCOMES: Final = (PartUpdated, PromptSettled, SessionDeleted, SessionIdle, SessionQuarantined)
 """The facts an ``Outcomes`` observes."""
 
@@ -43,7 +47,7 @@ class Outcomes:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._lock = threading.Lock()
-        self._waiting: dict[str, dict[str, list[Pending[Any]]]] = {}
+        self._waiting: dict[str, dict[str, Waiting]] = {}
         self._closed = False
 
     def expect(self, session_id: str, message_id: str) -> Pending[Any]:
@@ -55,7 +59,7 @@ class Outcomes:
         with self._lock:
             if not self._closed:
                 group = self._waiting.setdefault(session_id, {})
-                group.setdefault(key, []).append(pending)
+                group[key] = [*_each(group[key]), pending] if key in group else pending
                 return pending
         pending.fail(RuntimeClosed("The runtime is closed"))
         return pending
@@ -63,11 +67,9 @@ class Outcomes:
     def forget(self, session_id: str, message_id: str, pending: Pending[Any]) -> None:
         with self._lock:
             group = self._waiting.get(session_id, {})
-            waiting = group.get(message_id, [])
-            if pending in waiting:
-                waiting.remove(pending)
-            if not waiting:
-                group.pop(message_id, None)
+            left = [each for each in _each(group.pop(message_id, [])) if each is not pending]
+            if left:
+                group[message_id] = left
             if not group:
                 self._waiting.pop(session_id, None)
 
@@ -146,20 +148,20 @@ class Outcomes:
         for pending in self._taken(session_id, key):
             pending.fail(error)
 
-    def _taken(self, session_id: str, key: str) -> list[Pending[Any]]:
+    def _taken(self, session_id: str, key: str) -> Sequence[Pending[Any]]:
         with self._lock:
             group = self._waiting.get(session_id, {})
             waiting = group.pop(key, [])
             if not group:
                 self._waiting.pop(session_id, None)
-        return waiting
+        return _each(waiting)
 
     def tell_deleted(self, session_id: str) -> None:
         """The session is gone: nobody's wait for it will end otherwise."""
         with self._lock:
             group = self._waiting.pop(session_id, {})
         for key, waiting in group.items():
-            for pending in waiting:
+            for pending in _each(waiting):
                 if key == _IDLE:
                     pending.set(None)
                     continue
@@ -177,7 +179,7 @@ class Outcomes:
         with self._lock:
             group = self._waiting.pop(session_id, {})
         for key, waiting in group.items():
-            for pending in waiting:
+            for pending in _each(waiting):
                 if key == _IDLE:
                     pending.set(None)
                 else:
@@ -190,8 +192,12 @@ class Outcomes:
             self._waiting.clear()
         for group in groups:
             for waiting in group.values():
-                for pending in waiting:
+                for pending in _each(waiting):
                     pending.fail(RuntimeClosed("The runtime closed"))
 
     def __len__(self) -> int:
         return sum(len(group) for group in self._waiting.values())
+
+
+def _each(waiting: Waiting) -> Sequence[Pending[Any]]:
+    return waiting if isinstance(waiting, list) else (waiting,)

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pykka
 
@@ -19,20 +19,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_lock: Final = threading.RLock()
+"""One for all, held for a few steps each: thousands wait at a time, and the collector looks at each
+lock as well. A finaliser or a signal handler may settle another one while its thread has it."""
+
 
 class Pending(pykka.Future[T]):
-    """A pykka future on one raw lock, with callbacks.
+    """A pykka future with callbacks.
 
     The first outcome counts; later ones are ignored, because a watchdog and a late handler may
     both answer.
     """
 
-    __slots__ = ("_callbacks", "_done", "_error", "_lock", "_value")
+    __slots__ = ("_callbacks", "_done", "_error", "_value")
+
+    _get_hook = None  # pykka's, which somebody else may set
 
     def __init__(self) -> None:
-        self._get_hook = None
-        self._lock = threading.Lock()
-        self._callbacks: list[Callable[[Pending[T]], None]] = []
+        self._callbacks: tuple[Callable[[Pending[T]], None], ...] = ()
         self._done = False
         self._value: Any = None
         self._error: BaseException | None = None
@@ -63,29 +67,28 @@ class Pending(pykka.Future[T]):
             self.fail(error)
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
-        with self._lock:
+        with _lock:
             if self._done:
                 return
             self._value = value
             self._error = error
             self._done = True
-            callbacks, self._callbacks = self._callbacks, []
+            callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
             callback(self)
 
     def then(self, callback: Callable[[Pending[T]], None]) -> None:
         """Call ``callback(self)`` once settled: at once, or in the settling thread."""
-        with self._lock:
+        with _lock:
             if not self._done:
-                self._callbacks.append(callback)
+                self._callbacks = (*self._callbacks, callback)
                 return
         callback(self)
 
     def forget(self, callback: Callable[[Pending[T]], None]) -> None:
         """Do not call ``callback``, if it was not called yet."""
-        with self._lock:
-            if callback in self._callbacks:
-                self._callbacks.remove(callback)
+        with _lock:
+            self._callbacks = tuple(each for each in self._callbacks if each != callback)
 
     def get(self, *, timeout: float | None = None) -> T:
         """Wait in this thread. Raises ``CommandTimeout`` after ``timeout`` seconds."""

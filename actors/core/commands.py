@@ -32,7 +32,7 @@ Reason: TypeAlias = Literal[
 # --- from callers ------------------------------------------------------------------------------
 
 
-class SubmitPrompt(msgspec.Struct, frozen=True, kw_only=True):
+class SubmitPrompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Accept a prompt. Parts come without ids unless the caller chose them.
 
     ``known`` is the inbox row that already has this message id; ``foreign`` says that the id is
@@ -53,7 +53,7 @@ class SubmitPrompt(msgspec.Struct, frozen=True, kw_only=True):
     reverted: tuple[str, ...] = ()
 
 
-class Abort(msgspec.Struct, frozen=True, kw_only=True):
+class Abort(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """End the running turn and compaction; with ``queued`` also what waits.
 
     ``message_id`` names one prompt instead, running or queued.
@@ -64,7 +64,7 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason = "abort"
 
 
-class RequestCompaction(msgspec.Struct, frozen=True, kw_only=True):
+class RequestCompaction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Ask for a compaction; merges into an active one.
 
     ``model`` writes the summary, instead of the session's; of one that is under way it stays.
@@ -77,7 +77,7 @@ class RequestCompaction(msgspec.Struct, frozen=True, kw_only=True):
     reverted: tuple[str, ...] = ()
 
 
-class UpdateSession(msgspec.Struct, frozen=True, kw_only=True):
+class UpdateSession(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Change what is given. ``archived`` is a time in milliseconds, or None to unarchive."""
 
     title: str | msgspec.UnsetType = msgspec.UNSET
@@ -88,14 +88,14 @@ class UpdateSession(msgspec.Struct, frozen=True, kw_only=True):
     permission: tuple[PermissionRule, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
-class RevertTo(msgspec.Struct, frozen=True, kw_only=True):
+class RevertTo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Hide messages from ``message_id`` on; ``found`` says whether it exists."""
 
     message_id: str
     found: bool = True
 
 
-class EditTranscript(msgspec.Struct, frozen=True, kw_only=True):
+class EditTranscript(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Take a message out, or one of its parts, or give a text part another ``text``.
 
     ``found`` says whether the message exists; ``parts`` are its parts. ``hidden`` are the messages
@@ -110,11 +110,11 @@ class EditTranscript(msgspec.Struct, frozen=True, kw_only=True):
     hidden: tuple[str, ...] = ()
 
 
-class Unrevert(msgspec.Struct, frozen=True):
+class Unrevert(msgspec.Struct, frozen=True, gc=False):
     """Show again what a revert hides, as long as no prompt has removed it."""
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class Reply(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Answer a permission request or a question. ``known`` is its row, when it is closed."""
 
     ask_id: str
@@ -127,7 +127,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 # --- from the runtime --------------------------------------------------------------------------
 
 
-class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the store says is unfinished in a session, each in order of creation.
 
     ``later`` are the ids of active markers that a finished assistant message follows;
@@ -148,7 +148,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     steps: dict[int, int] = {}
 
 
-class Recover(msgspec.Struct, frozen=True, kw_only=True):
+class Recover(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Make the session whole again: nothing in ``loaded`` has a live executor.
 
     ``set_aside`` is a prompt that keeps crashing its actor; it is settled as failed.
@@ -166,14 +166,14 @@ class Recover(msgspec.Struct, frozen=True, kw_only=True):
 StreamedPart: TypeAlias = TextPart | ReasoningPart
 
 
-class StepProgress(msgspec.Struct, frozen=True, kw_only=True):
+class StepProgress(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Open text of a streaming step, to be flushed to its rows."""
 
     message_id: str
     parts: tuple[StreamedPart, ...]
 
 
-class StepRetrying(msgspec.Struct, frozen=True, kw_only=True):
+class StepRetrying(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The model call failed in passing and is tried again at ``next_ms``."""
 
     message_id: str
@@ -182,7 +182,7 @@ class StepRetrying(msgspec.Struct, frozen=True, kw_only=True):
     next_ms: int
 
 
-class CallDraft(msgspec.Struct, frozen=True, kw_only=True):
+class CallDraft(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A tool call as the model made it; ``problem`` says why it cannot run."""
 
     part_id: str
@@ -197,7 +197,7 @@ class CallDraft(msgspec.Struct, frozen=True, kw_only=True):
     idempotent: bool = False
 
 
-class StepFinished(msgspec.Struct, frozen=True, kw_only=True):
+class StepFinished(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The model's stream ended. For a summary: where the tail starts, and the sizes in tokens."""
 
     message_id: str
@@ -212,7 +212,7 @@ class StepFinished(msgspec.Struct, frozen=True, kw_only=True):
     after: int = 0
 
 
-class StepFailed(msgspec.Struct, frozen=True, kw_only=True):
+class StepFailed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The model's stream ended badly, its retries used up.
 
     ``transient`` says that a new step may work; ``overflow`` that the request was too long.
@@ -225,13 +225,13 @@ class StepFailed(msgspec.Struct, frozen=True, kw_only=True):
     overflow: bool = False
 
 
-class ToolProgress(msgspec.Struct, frozen=True, kw_only=True):
+class ToolProgress(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     part_id: str
     title: str | None
     metadata: dict[str, Any]
 
 
-class ToolFinished(msgspec.Struct, frozen=True, kw_only=True):
+class ToolFinished(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A tool call's outcome: ``output``, or ``error`` (``interrupted`` if cut short)."""
 
     part_id: str
@@ -242,14 +242,14 @@ class ToolFinished(msgspec.Struct, frozen=True, kw_only=True):
     interrupted: bool = False
 
 
-class OpenAsk(msgspec.Struct, frozen=True, kw_only=True):
+class OpenAsk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A running tool wants a person's permission or answers."""
 
     part_id: str
     ask: Ask
 
 
-class ExecutionLost(msgspec.Struct, frozen=True, kw_only=True):
+class ExecutionLost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The watchdog found no live executor for this open step."""
 
     message_id: str

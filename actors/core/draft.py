@@ -29,7 +29,7 @@ from understudy.store.records import (
 replace = msgspec.structs.replace
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """What a command leads to: a change to commit, then effects to start and a reply to give."""
 
     state: State

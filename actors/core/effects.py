@@ -9,7 +9,7 @@ import msgspec
 from understudy.store.records import AnyPart, Ask, AssistantMessage, ModelRef, Prompt, ToolPart
 
 
-class RunStep(msgspec.Struct, frozen=True, kw_only=True):
+class RunStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Call the model for this open assistant message. ``delay_s`` first.
 
     ``last`` is the answer that it follows in the same change, if nothing else was said since that
@@ -23,7 +23,7 @@ class RunStep(msgspec.Struct, frozen=True, kw_only=True):
     delay_s: float = 0.0
 
 
-class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Summarise the history before ``marker_id`` into this open assistant message."""
 
     message_id: str
@@ -31,7 +31,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelRef
 
 
-class RunTool(msgspec.Struct, frozen=True, kw_only=True):
+class RunTool(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Run a tool call whose start is committed.
 
     ``attempt`` counts runs of the same call. ``quiet``: it works for a hook, and starts none.
@@ -42,7 +42,7 @@ class RunTool(msgspec.Struct, frozen=True, kw_only=True):
     quiet: bool = False
 
 
-class Cancel(msgspec.Struct, frozen=True, kw_only=True):
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Stop whatever runs for this session: streams, tools, their processes and children.
 
     ``turn`` says that a turn ended early, and with it what its children do. Without it they are
@@ -53,7 +53,7 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True):
     turn: bool = True
 
 
-class ResolveAsk(msgspec.Struct, frozen=True, kw_only=True):
+class ResolveAsk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Hand the answer to the tool that waits for it."""
 
     ask: Ask

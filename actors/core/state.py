@@ -108,14 +108,14 @@ class Moment(msgspec.Struct, frozen=True, gc=False):
     entropy: int
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A prompt with its user message."""
 
     prompt: Prompt
     message: UserMessage
 
 
-class Step(msgspec.Struct, frozen=True):
+class Step(msgspec.Struct, frozen=True, gc=False):
     """An open assistant message and its parts by id, in order of creation.
 
     The model is streaming until ``message.finish`` is set; then tools are running. ``asked`` are
@@ -127,7 +127,7 @@ class Step(msgspec.Struct, frozen=True):
     asked: frozenset[str] = frozenset()
 
 
-class Turn(msgspec.Struct, frozen=True):
+class Turn(msgspec.Struct, frozen=True, gc=False):
     """The prompt being answered.
 
     Attributes:
@@ -153,7 +153,7 @@ class Turn(msgspec.Struct, frozen=True):
         return number
 
 
-class Compaction(msgspec.Struct, frozen=True):
+class Compaction(msgspec.Struct, frozen=True, gc=False):
     """The one active marker. ``summary`` is open while the summariser runs."""
 
     part: CompactionPart
@@ -161,7 +161,7 @@ class Compaction(msgspec.Struct, frozen=True):
     summary: Step | None = None
 
 
-class State(msgspec.Struct, frozen=True):
+class State(msgspec.Struct, frozen=True, gc=False):
     """A live session.
 
     ``seq`` is the number of its last event. ``compacted``: a compaction was committed since the

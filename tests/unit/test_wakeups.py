@@ -55,7 +55,7 @@ def test_a_wait_ends_when_its_time_is_over(monkeypatch, long_s):
         patient = asyncio.ensure_future(late.wait(timeout_s=60))
         with pytest.raises(CommandTimeout):
             await never.wait(timeout_s=0.02)
-        assert never._callbacks == []
+        assert never._callbacks == ()
         assert not patient.done()
         late.set("there")
         return await patient
