@@ -6,13 +6,13 @@ from typing import Any
 
 from understudy.actors.core import commands
 from understudy.actors.core.draft import Decision
-from understudy.actors.core.effects import Effect
+from understudy.actors.core.effects import Answered, Effect
 from understudy.actors.core.state import State
 from understudy.actors.messages import Request
 from understudy.actors.pending import Pending
 from understudy.errors import UnderstudyError
 from understudy.store.events import AnyFact, PromptAccepted, PromptSettled
-from understudy.store.records import Prompt
+from understudy.store.records import Pair, Prompt
 
 
 class Batch:
@@ -70,6 +70,13 @@ class Batch:
                 reply.set(self.settled.get(value.message_id, value))
             else:
                 reply.set(value)
+
+    def said(self, turn: int) -> tuple[Pair, ...] | None:
+        """All messages of a turn that it ends with an answer, if they are known."""
+        for effect in self.effects:
+            if type(effect) is Answered and effect.turn == turn and effect.whole:
+                return effect.said
+        return None
 
     @property
     def answered(self) -> bool:

@@ -54,7 +54,7 @@ from understudy.store.events import (
 )
 from understudy.store.ids import make_id
 from understudy.store.journal import Retention
-from understudy.store.records import ModelRef
+from understudy.store.records import ModelRef, Pair
 from understudy.store.records import Session as SessionRecord
 from understudy.store.store import Store
 from understudy.store.tracker_rows import TrackerRows
@@ -395,6 +395,11 @@ class Engine:
         if actor is not None and actor.state is not None:
             return actor.state.info
         return self.record_of(session_id)
+
+    def said(self, session_id: str, turn: int) -> Sequence[Pair] | None:
+        """All messages of a turn that was answered, if its end is being told here and now."""
+        actor = self.registry.actor(session_id)
+        return actor.said(turn) if actor is not None else None
 
     @property
     def tracker(self) -> SessionTracker:

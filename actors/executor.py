@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from understudy.actors.calls import CallContext, CallRun
 from understudy.actors.core.commands import Abort, Command
 from understudy.actors.core.effects import (
+    Answered,
     Cancel,
     Effect,
     ResolveAsk,
@@ -27,6 +28,7 @@ from understudy.actors.core.effects import (
     RunTool,
 )
 from understudy.actors.coroutines import Coroutines
+from understudy.actors.kept import Kept
 from understudy.actors.live_text import LiveTexts
 from understudy.actors.pace import Pace
 from understudy.actors.pending import Pending, failing
@@ -36,7 +38,6 @@ from understudy.store.records import Ask
 
 if TYPE_CHECKING:
     from understudy.actors.clock import Clock
-    from understudy.actors.core.context import Conversation
     from understudy.actors.core.state import Rules
     from understudy.actors.hooks import Hooks
     from understudy.actors.models.protocol import Model
@@ -99,11 +100,10 @@ class Execution:
 
     ``turn`` is the prompt it works for, until the session is deleted or passivated; ``left_s`` is
     what that still had of its time when the timer was last set, and ``recalled`` what its
-    ``before_prompt`` hooks added. ``shown`` is what its last model was shown, while calls run.
-    ``asking`` are tools that wait for a person.
+    ``before_prompt`` hooks added. ``asking`` are tools that wait for a person.
     """
 
-    __slots__ = ("asking", "contexts", "left_s", "recalled", "shown", "tasks", "timer", "turn")
+    __slots__ = ("asking", "contexts", "left_s", "recalled", "tasks", "timer", "turn")
 
     def __init__(self) -> None:
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -111,7 +111,6 @@ class Execution:
         self.turn = ""
         self.left_s = 0.0
         self.recalled: Sequence[str] | None = None
-        self.shown: Conversation | None = None
         self.asking = 0
         self.timer: asyncio.TimerHandle | None = None
 
@@ -139,6 +138,7 @@ class Executor:
         self._woken = False
         self.live = LiveTexts(host.publisher)
         self.pace = Pace()
+        self.kept = Kept()
         self._executions: dict[str, Execution] = {}
         self._asks: dict[str, Pending[Ask]] = {}
         self._closed = False
@@ -199,20 +199,6 @@ class Executor:
         wanted = f"{ref.provider_id}/{ref.model_id}"
         raise InvalidInput(f"No model {wanted} in this runtime", field="model")
 
-    def keep(self, session_id: str, shown: Conversation) -> None:
-        """Let the step after this one find what this one's model was shown."""
-        execution = self._executions.get(session_id)
-        if execution is not None:
-            execution.shown = shown
-
-    def kept(self, session_id: str) -> Conversation | None:
-        """What was kept, once."""
-        execution = self._executions.get(session_id)
-        if execution is None:
-            return None
-        shown, execution.shown = execution.shown, None
-        return shown
-
     def expect(self, session_id: str, ask_id: str) -> Pending[Ask]:
         """The answer to a running tool's ask, when a person gives it."""
         answer: Pending[Ask] = Pending()
@@ -245,10 +231,11 @@ class Executor:
 
     def forget(self, session_id: str) -> None:
         """The session was deleted or passivated."""
-        if session_id in self._executions:
+        if session_id in self._executions or session_id in self.kept:
             self._soon(lambda: self._drop(session_id))
 
     def _drop(self, session_id: str) -> None:
+        self.kept.take(session_id)
         execution = self._executions.get(session_id)
         if execution is None:
             return
@@ -307,7 +294,7 @@ class Executor:
         match effect:
             case RunStep():
                 self._begin_turn(session_id, effect.prompt.message_id)
-                run = StepRun(self, session_id, effect).run
+                run = StepRun(self, session_id, effect, term=term).run
                 self._spawn(session_id, effect.message_id, run)
             case RunSummary():
                 summary = SummaryRun(self, session_id, effect).run
@@ -320,6 +307,8 @@ class Executor:
                 answer = self._asks.get(effect.ask.id)
                 if answer is not None:
                     answer.set(effect.ask)
+            case Answered():
+                self.kept.answered(session_id, effect.said[-1])
 
     def _run_tool(self, session_id: str, effect: RunTool, term: int) -> None:
         context = CallContext(
@@ -361,7 +350,7 @@ class Executor:
         execution = self._executions.setdefault(session_id, Execution())
         if execution.turn != message_id:
             execution.stop_timer(self._loop.time())
-            execution.turn, execution.recalled, execution.shown = message_id, None, None
+            execution.turn, execution.recalled = message_id, None
             limit_s = self.rules.limits.turn_s
             execution.left_s = math.inf if limit_s is None else limit_s
 
@@ -395,6 +384,7 @@ class Executor:
 
     def _cancel(self, session_id: str, effect: Cancel) -> None:
         reason, ended = effect.reason, effect.turn
+        self.kept.take(session_id)
         execution = self._executions.pop(session_id, None)
         if execution is not None:
             ended = ended or bool(execution.tasks)

@@ -74,7 +74,9 @@ class Lifecycle:
                     self._engine.in_background(lambda: tracker.unbypass(info.id), Pending())
                 pending.fail(error or RuntimeError("no claim"))
                 return
-            self._engine.registry.born(info.id, State(info=info, seq=claimed.seq), claimed.epoch)
+            answer = "" if len(facts) == 1 else None  # a fork has a history
+            state = State(info=info, seq=claimed.seq, answer=answer)
+            self._engine.registry.born(info.id, state, claimed.epoch)
             pending.set(info)
             self._engine.hooks.later("session_start", info)
 

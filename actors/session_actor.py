@@ -42,7 +42,7 @@ from understudy.errors import (
 )
 from understudy.store.changes import Change
 from understudy.store.events import AnyFact, Event, deleted_by
-from understudy.store.records import Session
+from understudy.store.records import Pair, Session
 
 if TYPE_CHECKING:
     from understudy.actors.clock import Clock
@@ -130,6 +130,11 @@ class SessionActor(PooledActor):
     def may_borrow(self) -> bool:
         """Handlers run our code and SQLite's, no more; but once one has failed, who knows."""
         return not self._crashes
+
+    def said(self, turn: int) -> tuple[Pair, ...] | None:
+        """All messages of a turn whose end is being told, if it knows them."""
+        batch = self._batch
+        return batch.said(turn) if batch is not None else None
 
     # --- receiving -----------------------------------------------------------------------------
 

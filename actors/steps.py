@@ -47,10 +47,11 @@ SUMMARISE: Final = "Summarise the conversation above. Answer with the summary on
 
 
 class StepRun:
-    """One model call of a turn."""
+    """One model call of a turn. ``term``: of the lease, when its message was committed."""
 
-    def __init__(self, executor: Executor, session_id: str, effect: RunStep) -> None:
+    def __init__(self, executor: Executor, session_id: str, effect: RunStep, *, term: int) -> None:
         self._executor = executor
+        self._term = term
         self._session_id = session_id
         self._effect = effect
 
@@ -72,8 +73,7 @@ class StepRun:
             )
             answer = await stream.call(request)
             report = await self._finished(stream, request, answer)
-            if report.calls:
-                self._executor.keep(self._session_id, shown)
+            self._executor.kept.put(self._session_id, shown)
         except (Broken, ModelError, StoreError, InvalidInput, *_GONE) as error:
             self._report(self._failed(stream, error))
         except Exception as error:
@@ -106,13 +106,19 @@ class StepRun:
         self._executor.send(self._session_id, command)
 
     def _told_on(self) -> Conversation | None:
-        """What the step before was shown, and what that said; None when that may not be all."""
-        shown, last = self._executor.kept(self._session_id), self._effect.last
-        if shown is None or last is None or last[0].id != shown.before:
+        """What the answer before was shown, and what was said since; None if that is not all."""
+        follows, rules = self._effect.follows, self._executor.rules
+        shown = self._executor.kept.take(self._session_id)
+        if follows == "":
+            shown = Conversation("", tool_output=rules.limits.tool_output)
+        if shown is None or shown.before != follows:
             return None
-        if self._executor.rules.compaction.prune:
+        if rules.compaction.prune:
             return None  # what was shown before is shown in part now
-        shown.add(*last)
+        if not self._executor.lasts(self._term):
+            return None  # frozen meanwhile: the rows say whose the session is
+        for pair in self._effect.said:
+            shown.add(*pair)
         shown.before = self._effect.message_id
         return shown
 

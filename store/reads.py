@@ -24,6 +24,7 @@ from understudy.store.journal import CURSORS
 from understudy.store.records import (
     Ask,
     CompactionPart,
+    Pair,
     Prompt,
     Session,
     ToolPart,
@@ -33,7 +34,7 @@ from understudy.store.rows import parts as part_rows
 from understudy.store.rows import prompts as prompt_rows
 from understudy.store.rows import sessions as session_rows
 from understudy.store.schema import QUEUED
-from understudy.store.transcripts import Pair, history_start, transcript, with_parts
+from understudy.store.transcripts import history_start, transcript, with_parts
 from understudy.store.turnstile import OneAtATime
 from understudy.store.unfinished import Unfinished, unfinished
 

@@ -334,6 +334,8 @@ AnyPart: TypeAlias = (
     | PatchPart
     | RetryPart
 )
+Pair: TypeAlias = tuple[Message, tuple[AnyPart, ...]]
+"""A message with its parts, in order."""
 
 
 def summary_text(message: Message | None, parts: Iterable[AnyPart]) -> str:

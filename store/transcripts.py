@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import msgspec
 
-from understudy.store.records import AnyPart, CompactionPart, Message, summary_text
+from understudy.store.records import AnyPart, CompactionPart, Pair, summary_text
 from understudy.store.rows import messages as message_rows
 from understudy.store.rows import parts as part_rows
 from understudy.store.schema import QUEUED
-
-Pair: TypeAlias = tuple[Message, tuple[AnyPart, ...]]
 
 
 def transcript(

@@ -26,6 +26,7 @@ from understudy.store.records import (
     CompactionPart,
     FilePart,
     Message,
+    Pair,
     Revert,
     SubtaskPart,
     TextPart,
@@ -36,7 +37,6 @@ from understudy.store.records import (
     summary_text,
 )
 
-Pair: TypeAlias = tuple[Message, tuple[AnyPart, ...]]
 History: TypeAlias = Sequence[Pair]
 
 INTERRUPTED: Final = "[Tool execution was interrupted]"
@@ -157,7 +157,7 @@ def conversation(
 
 
 class Conversation:
-    """What a model is shown before it gives the answer ``before``; it grows by that answer.
+    """What a model is shown before it gives the answer ``before``; it grows by what is said then.
 
     ``tokens`` is an estimate of what the turns take.
     """

@@ -42,8 +42,10 @@ class Draft:
     """The working copy a handler changes. Local to one decision."""
 
     __slots__ = (
+        "_before",
         "_ids",
         "_seq",
+        "answer",
         "asks",
         "closing",
         "compacted",
@@ -71,6 +73,8 @@ class Draft:
         self.rules = rules
         self.facts: list[AnyFact] = []
         self.effects: list[Effect] = []
+        self.answer: str | None = None
+        self._before = state.answer
         self._seq = state.seq
         self._ids = 0
 
@@ -85,6 +89,11 @@ class Draft:
     @property
     def next_seq(self) -> int:
         return self._seq + len(self.facts) + 1
+
+    @property
+    def follows(self) -> str | None:
+        """The answer after which nothing has happened, nor does by this decision so far."""
+        return None if self.facts else self._before
 
     def new_id(self, prefix: str) -> str:
         self._ids += 1
@@ -136,5 +145,6 @@ class Draft:
             asks=self.asks,
             compacted=self.compacted,
             closing=self.closing,
+            answer=self.answer or self.follows,
         )
         return Decision(state, tuple(self.facts), tuple(self.effects), reply)

@@ -6,20 +6,22 @@ from typing import TypeAlias
 
 import msgspec
 
-from understudy.store.records import AnyPart, Ask, AssistantMessage, ModelRef, Prompt, ToolPart
+from understudy.store.records import Ask, ModelRef, Pair, Prompt, ToolPart
 
 
 class RunStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Call the model for this open assistant message. ``delay_s`` first.
 
-    ``last`` is the answer that it follows in the same change, if nothing else was said since that
-    was begun: what the model was shown then, and this, is all there is to show.
+    ``follows`` is the answer after whose beginning nothing was said but that and ``said``: what
+    the model was shown for it, and this, is all there is to show. It is empty where ``said`` is
+    all that was ever said, and None where that is not known.
     """
 
     message_id: str
     prompt: Prompt
     model: ModelRef
-    last: tuple[AssistantMessage, tuple[AnyPart, ...]] | None = None
+    follows: str | None = None
+    said: tuple[Pair, ...] = ()
     delay_s: float = 0.0
 
 
@@ -59,4 +61,12 @@ class ResolveAsk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ask: Ask
 
 
-Effect: TypeAlias = RunStep | RunSummary | RunTool | Cancel | ResolveAsk
+class Answered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A turn has its answer: ``said`` are its messages, all of them if ``whole``."""
+
+    turn: int
+    said: tuple[Pair, ...]
+    whole: bool
+
+
+Effect: TypeAlias = RunStep | RunSummary | RunTool | Cancel | ResolveAsk | Answered

@@ -13,6 +13,7 @@ from understudy.store.records import (
     AssistantMessage,
     Failure,
     MessageTime,
+    Pair,
     ReasoningPart,
     Span,
     TextPart,
@@ -93,12 +94,12 @@ def complete(
     return done
 
 
-def close_step(d: Draft, step: Step, reason: Reason, failure: Failure | None = None) -> None:
+def close_step(d: Draft, step: Step, reason: Reason, failure: Failure | None = None) -> Pair:
     """Finalise an open message and its parts, whatever state they are in."""
-    for part in step.parts.values():
-        close_part(d, part, reason)
-    if step.message.time.completed is None:
-        complete(d, step.message, error=failure or failure_of(reason))
+    parts = tuple(close_part(d, part, reason) for part in step.parts.values())
+    if step.message.time.completed is not None:
+        return step.message, parts
+    return complete(d, step.message, error=failure or failure_of(reason)), parts
 
 
 def close_part(d: Draft, part: AnyPart, reason: Reason) -> AnyPart:

@@ -26,6 +26,7 @@ from understudy.store.records import (
     FilePart,
     MessageTime,
     Outcome,
+    Pair,
     Prompt,
     Revert,
     Session,
@@ -46,9 +47,10 @@ def submit(d: Draft, command: SubmitPrompt) -> Prompt:
             f"Session {d.session_id} has {len(d.queue)} prompts waiting", session_id=d.session_id
         )
     remove_reverted(d, command.reverted)
-    entry = _accept(d, command, start=not busy)
+    follows = d.follows
+    entry, parts = _accept(d, command, start=not busy)
     if not busy:
-        _begin(d, entry)
+        _begin(d, entry, follows=follows, said=((entry.message, parts),))
         return entry.prompt
     enqueue(d, entry)
     if command.when_busy == "interrupt" and d.turn is not None:
@@ -69,7 +71,9 @@ def _same_again(d: Draft, command: SubmitPrompt) -> Prompt:
     )
 
 
-def _accept(d: Draft, command: SubmitPrompt, *, start: bool) -> Entry:
+def _accept(
+    d: Draft, command: SubmitPrompt, *, start: bool
+) -> tuple[Entry, tuple[TextPart | FilePart, ...]]:
     """Write the message, its parts and its inbox row."""
     message_id = command.message_id or d.new_id("msg")
     message = UserMessage(
@@ -91,10 +95,11 @@ def _accept(d: Draft, command: SubmitPrompt, *, start: bool) -> Entry:
         quiet=command.quiet,
     )
     d.put_message(message)
-    for part in command.parts:
-        d.put_part(_owned(d, part, message_id))
+    parts = tuple(_owned(d, part, message_id) for part in command.parts)
+    for part in parts:
+        d.put_part(part)
     d.emit(PromptAccepted(session_id=d.session_id, info=prompt))
-    return Entry(prompt, message)
+    return Entry(prompt, message), parts
 
 
 def _owned(d: Draft, part: TextPart | FilePart, message_id: str) -> TextPart | FilePart:
@@ -117,10 +122,14 @@ def start_turn(d: Draft) -> None:
     _begin(d, entry)
 
 
-def _begin(d: Draft, entry: Entry) -> None:
+def _begin(
+    d: Draft, entry: Entry, *, follows: str | None = None, said: tuple[Pair, ...] = ()
+) -> None:
+    """See ``RunStep`` for ``follows`` and ``said``."""
     prompt = replace(entry.prompt, turn=entry.message.turn, attempts=entry.prompt.attempts + 1)
     d.emit(PromptStarted(session_id=d.session_id, info=prompt))
-    turns.open_step(d, join_steering(d, Turn(entry=replace(entry, prompt=prompt))))
+    turn = join_steering(d, Turn(entry=replace(entry, prompt=prompt), whole=True))
+    turns.open_step(d, turn, follows=follows, said=said)
 
 
 def accept_own(d: Draft, entry: Entry) -> None:

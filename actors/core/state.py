@@ -13,6 +13,7 @@ from understudy.store.records import (
     AssistantMessage,
     CompactionPart,
     ModelRef,
+    Pair,
     PermissionRule,
     Prompt,
     Session,
@@ -137,6 +138,7 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         step: the open step; None between steps (while compacting).
         failures: broken streams in a row.
         repeats: the last call's signature and how often it came in a row.
+        said: its finished messages; all of them if ``whole``, as it is unless it was recovered.
     """
 
     entry: Entry
@@ -145,6 +147,8 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
     step: Step | None = None
     failures: int = 0
     repeats: tuple[str, int] = ("", 0)
+    said: tuple[Pair, ...] = ()
+    whole: bool = False
 
     @property
     def number(self) -> int:
@@ -168,7 +172,8 @@ class State(msgspec.Struct, frozen=True, gc=False):
     last finished step. That, a turn's failures and repeats and what a step ``asked`` are not
     stored: after a restart they begin anew, bounded by the attempts of prompts and markers, which
     are, by the turn's steps, which are counted, or by the answers of the person it waits for.
-    ``closing``: its runtime closes, and nothing starts any more.
+    ``closing``: its runtime closes, and nothing starts any more. ``answer`` is the message that
+    ended in the last change there was; empty before any, None if that was about something else.
     """
 
     info: Session
@@ -180,6 +185,7 @@ class State(msgspec.Struct, frozen=True, gc=False):
     asks: dict[str, Ask] = {}
     compacted: bool = False
     closing: bool = False
+    answer: str | None = None
 
     @property
     def idle(self) -> bool:

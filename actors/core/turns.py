@@ -13,7 +13,7 @@ from understudy.actors.core.commands import (
 )
 from understudy.actors.core.context import distinct_id
 from understudy.actors.core.draft import Draft, replace
-from understudy.actors.core.effects import Cancel, RunStep
+from understudy.actors.core.effects import Answered, Cancel, RunStep
 from understudy.actors.core.state import Step, Turn
 from understudy.store.events import MessageRemoved, PromptSettled, SessionFailed
 from understudy.store.records import (
@@ -22,6 +22,7 @@ from understudy.store.records import (
     Failure,
     MessageTime,
     Outcome,
+    Pair,
     ReasoningPart,
     RetryPart,
     Status,
@@ -37,8 +38,15 @@ from understudy.store.records import (
 # --- steps -------------------------------------------------------------------------------------
 
 
-def open_step(d: Draft, turn: Turn, *, last: Step | None = None, delay_s: float = 0.0) -> None:
-    """Start the turn's next model call; see ``RunStep`` for ``last``."""
+def open_step(
+    d: Draft,
+    turn: Turn,
+    *,
+    follows: str | None = None,
+    said: tuple[Pair, ...] = (),
+    delay_s: float = 0.0,
+) -> None:
+    """Start the turn's next model call; see ``RunStep`` for ``follows`` and ``said``."""
     model = turn.entry.message.model or d.info.model or d.rules.model
     message = AssistantMessage(
         id=d.new_id("msg"),
@@ -62,7 +70,8 @@ def open_step(d: Draft, turn: Turn, *, last: Step | None = None, delay_s: float 
             message_id=message.id,
             prompt=turn.entry.prompt,
             model=model,
-            last=(last.message, tuple(last.parts.values())) if last is not None else None,
+            follows=follows,
+            said=said,
             delay_s=delay_s,
         )
     )
@@ -157,9 +166,9 @@ def settle_step(d: Draft) -> None:
         cost=message.cost,
     )
     d.put_part(finish)
-    open_parts.complete(d, message)
+    said = open_parts.complete(d, message), (*step.parts.values(), finish)
     _count(d, message)
-    turn = d.turn = replace(turn, step=None, steps=turn.steps + 1)
+    turn = d.turn = replace(_with(turn, said), steps=turn.steps + 1)
     more = bool(made) or prompts.steering(d)
     failure = _limit_passed(d, turn, more=bool(made))
     compaction.after_step(d, message.tokens.total, resume=more and failure is None)
@@ -169,10 +178,17 @@ def settle_step(d: Draft) -> None:
         # Now, not after a compaction: what the turn goes on for must not be taken from it.
         d.turn = prompts.join_steering(d, turn)
         d.put_info(d.info)
-        advance(d, last=step if d.turn is turn else None)
+        advance(d, last=said if d.turn is turn else None)
     else:
+        d.start(Answered(turn=turn.number, said=turn.said, whole=turn.whole))
+        d.answer = message.id
         end_turn(d, "answered", reply_id=message.id)
         advance(d)
+
+
+def _with(turn: Turn, said: Pair) -> Turn:
+    """A turn after its open step: that was said."""
+    return replace(turn, step=None, said=(*turn.said, said))
 
 
 def _limit_passed(d: Draft, turn: Turn, *, more: bool) -> Failure | None:
@@ -202,23 +218,22 @@ def step_failed(d: Draft, command: StepFailed) -> None:
     step = open_parts.put_texts(d, step, command.parts)
     turn = d.turn = replace(turn, step=step)
     if command.overflow and compaction.make_room(d, resume=True, overflow=True):
-        _take_back(d, step, command.failure)
-        d.turn = replace(turn, step=None)
+        d.turn = _take_back(d, turn, step, command.failure)
         advance(d)
     elif command.transient and turn.failures + 1 < d.rules.limits.model_attempts:
-        open_parts.close_step(d, step, "error", command.failure)
-        d.turn = replace(turn, step=None, failures=turn.failures + 1)
+        said = open_parts.close_step(d, step, "error", command.failure)
+        d.turn = replace(_with(turn, said), failures=turn.failures + 1)
         advance(d, delay_s=min(30.0, 0.5 * 2.0**turn.failures))
     else:
         fail_turn(d, command.failure)
 
 
-def _take_back(d: Draft, step: Step, failure: Failure) -> None:
+def _take_back(d: Draft, turn: Turn, step: Step, failure: Failure) -> Turn:
     """Take an answer that never began out of the transcript; what was said stays."""
     if any(isinstance(part, TextPart | ReasoningPart) for part in step.parts.values()):
-        open_parts.close_step(d, step, "error", failure)
-    else:
-        d.emit(MessageRemoved(session_id=d.session_id, message_id=step.message.id))
+        return _with(turn, open_parts.close_step(d, step, "error", failure))
+    d.emit(MessageRemoved(session_id=d.session_id, message_id=step.message.id))
+    return replace(turn, step=None)
 
 
 # --- ends --------------------------------------------------------------------------------------
@@ -269,15 +284,20 @@ def end_turn(
     d.put_info(d.info)
 
 
-def advance(d: Draft, *, last: Step | None = None, delay_s: float = 0.0) -> None:
-    """Start whatever comes next, unless a stream or a tool is at work already."""
+def advance(d: Draft, *, last: Pair | None = None, delay_s: float = 0.0) -> None:
+    """Start whatever comes next, unless a stream or a tool is at work already.
+
+    ``last`` is the answer that a step follows, if nothing else was said since that was begun.
+    """
     turn, pending = d.turn, d.compaction
     if (turn is not None and turn.step is not None) or (
         pending is not None and pending.summary is not None
     ):
         return
     if turn is not None and (pending is None or not pending.part.auto):
-        open_step(d, prompts.join_steering(d, turn), last=last, delay_s=delay_s)
+        follows, said = (None, ()) if last is None else (last[0].id, (last,))
+        turn = prompts.join_steering(d, turn)
+        open_step(d, turn, follows=follows, said=said, delay_s=delay_s)
     elif pending is not None and not d.closing:
         compaction.start(d)
     elif d.queue and not d.closing:

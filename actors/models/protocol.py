@@ -17,7 +17,7 @@ import msgspec
 from understudy.store.records import Tokens
 
 
-class ToolSpec(msgspec.Struct, frozen=True):
+class ToolSpec(msgspec.Struct, frozen=True, gc=False):
     """What the model is told about a tool. ``parameters`` is a JSON Schema object."""
 
     name: str
@@ -28,11 +28,11 @@ class ToolSpec(msgspec.Struct, frozen=True):
 # --- what the model is given -------------------------------------------------------------------
 
 
-class UserText(msgspec.Struct, frozen=True, tag="text"):
+class UserText(msgspec.Struct, frozen=True, tag="text", gc=False):
     text: str
 
 
-class UserFile(msgspec.Struct, frozen=True, tag="file"):
+class UserFile(msgspec.Struct, frozen=True, tag="file", gc=False):
     """``url`` is a ``data:`` URL (images, PDFs) or an ``http(s):`` URL."""
 
     mime: str
@@ -40,11 +40,11 @@ class UserFile(msgspec.Struct, frozen=True, tag="file"):
     filename: str | None = None
 
 
-class UserTurn(msgspec.Struct, frozen=True, tag="user"):
+class UserTurn(msgspec.Struct, frozen=True, tag="user", gc=False):
     content: tuple[UserText | UserFile, ...]
 
 
-class ToolUse(msgspec.Struct, frozen=True):
+class ToolUse(msgspec.Struct, frozen=True, gc=False):
     """A call the model made and its one result."""
 
     call_id: str
@@ -54,7 +54,7 @@ class ToolUse(msgspec.Struct, frozen=True):
     is_error: bool = False
 
 
-class AssistantTurn(msgspec.Struct, frozen=True, tag="assistant"):
+class AssistantTurn(msgspec.Struct, frozen=True, tag="assistant", gc=False):
     """Text first, then the calls with their results, in call order."""
 
     text: str = ""
@@ -64,7 +64,7 @@ class AssistantTurn(msgspec.Struct, frozen=True, tag="assistant"):
 Turn: TypeAlias = UserTurn | AssistantTurn
 
 
-class ModelRequest(msgspec.Struct, frozen=True):
+class ModelRequest(msgspec.Struct, frozen=True, gc=False):
     """One model call. ``session_id`` and ``purpose`` are for logs, scripts and routing."""
 
     session_id: str
@@ -86,7 +86,7 @@ class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
-class ToolCall(msgspec.Struct, frozen=True):
+class ToolCall(msgspec.Struct, frozen=True, gc=False):
     """A complete call. ``arguments`` is the JSON text as the model wrote it, valid or not."""
 
     call_id: str

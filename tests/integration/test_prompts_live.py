@@ -64,9 +64,9 @@ def test_a_steering_prompt_joins_the_running_turn(opened):
 
 
 @pytest.mark.parametrize(
-    ("steer", "prune", "readings"), [(False, False, 1), (True, False, 2), (False, True, 4)]
+    ("steer", "prune", "readings"), [(False, False, 0), (True, False, 1), (False, True, 4)]
 )
-def test_the_history_is_read_once_a_turn_unless_more_was_said(opened, steer, prune, readings):
+def test_the_history_is_read_where_more_was_said_than_answers(opened, steer, prune, readings):
     steered, seen, history = Gate(), [], []
 
     @tool

@@ -13,7 +13,7 @@ def test_a_failure_shrinks_to_the_acts_it_needs():
         result = next(r for r in (Simulation(seed).run() for seed in range(10, 60)) if r.findings)
         smallest = shrink(result)
         again = Simulation(result.seed, script=smallest.script).run()
-    assert len(smallest.script) <= 10 < len(result.script)
+    assert len(smallest.script) * 3 < len(result.script)
     assert {act.verb for act in smallest.script} >= {"create", "compact"}
     assert smallest.findings[0][0] == result.findings[0][0]
     assert again.digest == smallest.digest

@@ -170,19 +170,21 @@ def test_two_changes_of_one_session_may_commit_together(stored):
     commit(stored, SessionIdle(session_id=ID), seq=3)
 
 
-def test_a_change_after_what_takes_its_claim_away_in_the_same_group_is_refused(stored):
-    others = [f"ses_{number:02}" for number in range(6)]
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_change_after_what_takes_its_claim_away_in_its_group_is_refused(stored, before):
+    others = [f"ses_{number:02}" for number in range(7)]
     held_group(stored, *(creating(stored, each) for each in others))
     told = held_group(
         stored,
         *(changing(stored, each) for each in others),
-        changing(stored, ID),
+        *[changing(stored, ID)] * before,
         functools.partial(stored.delete_tree, ID, 1),
-        *(changing(stored, each, seq=2) for each in others),
-        changing(stored, ID, seq=2),
+        *(changing(stored, each, seq=2) for each in others[:4]),  # and one more: a group of four
+        changing(stored, ID, seq=1 + before),
     )
-    assert told == [*[None] * 7, [ID], *[None] * 6, errors.SessionFenced]
-    assert [event.seq for event in stored.read.events(after=0, session_id=ID)] == [1, 2, 3]
+    assert told == [*[None] * (7 + before), [ID], *[None] * 4, errors.SessionFenced]
+    seqs = [event.seq for event in stored.read.events(after=0, session_id=ID)]
+    assert seqs == list(range(1, 3 + before))
 
 
 def test_what_one_change_puts_and_removes_is_not_there_afterwards(stored):

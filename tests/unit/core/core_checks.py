@@ -168,9 +168,11 @@ def check_request(stage: Stage, message_id: str, effect: RunStep) -> None:
             shown = all(text in said.split("\n") for text in texts)
             assert shown == (prompt.turn is not None) or summarised, "a prompt is not in its place"
     assert effect.prompt == rows.prompts[effect.prompt.message_id]
-    if effect.last is not None:
-        shown = conversation(rows.transcript(), revert=rows.info.revert, before=effect.last[0].id)
-        shown.add(*effect.last)
+    if effect.follows is not None:
+        first = effect.said[0][0].id
+        shown = conversation(rows.transcript(), revert=rows.info.revert, before=first)
+        for pair in effect.said:
+            shown.add(*pair)
         assert tuple(shown.turns) == turns, "more was said than by the answer before"
 
 
