@@ -44,6 +44,7 @@ from understudy.store.records import (
     Message,
     Prompt,
     ReasoningPart,
+    Record,
     Session,
     Span,
     TextPart,
@@ -190,7 +191,7 @@ class Transaction:
             if projector is not None:
                 projector(self, fact, seq)
             self._journal.append(
-                (self.cursor, session_id, seq, time_ms, fact.type, encode_fact(fact))
+                (self.cursor, session_id, seq, time_ms, fact.type, bytearray(encode_fact(fact)))
             )
             events.append(Event(fact.type, session_id, self.cursor, seq, time_ms, fact))
         return events
@@ -233,8 +234,8 @@ class Transaction:
             info.time.created,
             info.time.updated,
             info.time.archived,
-            info.internal,
-            _encode(info),
+            int(info.internal),
+            _blob(info),
         )
 
     def put_message(self, message: Message, seq: int) -> None:
@@ -245,8 +246,8 @@ class Transaction:
             schema.QUEUED if message.turn is None else message.turn,
             row[3] if row is not None else seq,
             message.role,
-            isinstance(message, AssistantMessage) and message.time.completed is None,
-            _encode(message),
+            int(isinstance(message, AssistantMessage) and message.time.completed is None),
+            _blob(message),
         )
 
     def put_part(self, part: AnyPart, seq: int) -> None:
@@ -257,8 +258,8 @@ class Transaction:
             part.message_id,
             row[3] if row is not None else seq,
             part.__struct_config__.tag,
-            is_open(part),
-            _encode(part),
+            int(is_open(part)),
+            _blob(part),
         )
 
     def put_prompt(self, prompt: Prompt, seq: int) -> None:
@@ -267,8 +268,8 @@ class Transaction:
         self._inbox[key] = (
             *key,
             row[2] if row is not None else seq,
-            prompt.outcome is None,
-            _encode(prompt),
+            int(prompt.outcome is None),
+            _blob(prompt),
         )
 
     def put_ask(self, ask: Ask, seq: int) -> None:
@@ -277,8 +278,8 @@ class Transaction:
         self._asks[key] = (
             *key,
             row[2] if row is not None else seq,
-            ask.replied is None,
-            _encode(ask),
+            int(ask.replied is None),
+            _blob(ask),
         )
 
     def remove_message(self, session_id: str, message_id: str) -> None:
@@ -301,6 +302,15 @@ def _groups(rows: Sequence[T]) -> Iterator[Sequence[T]]:
         while len(rows) - start >= size:
             yield rows[start : start + size]
             start += size
+
+
+def _blob(record: Record) -> bytearray:
+    """A record as its row has it.
+
+    No bytes: for those, as for a bool, sqlite3 first looks for an adapter, in vain, which takes
+    longer than a copy.
+    """
+    return bytearray(_encode(record))
 
 
 def _claimed(change: Change) -> tuple[Any, ...]:

@@ -1,18 +1,18 @@
 """Identifiers: OpenCode's scheme, made from a time, a counter and entropy given by the caller.
 
-``<prefix>_`` + 12 hex digits of ``milliseconds * 4096 + counter`` (48 bits) + 14 base-62 digits.
+``<prefix>_`` + 12 hex digits of ``milliseconds * 4096 + counter`` + 14 letters and digits.
 Session ids count down, so that the newest sorts first. Ids are identity only: order is ``seq``.
 """
 
 from __future__ import annotations
 
 import re
+from binascii import b2a_base64
 from typing import Final
 
 from understudy.errors import InvalidInput
 
-_BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_PAIRS: Final = tuple(low + high for high in _BASE62 for low in _BASE62)
+_PLAIN: Final = bytes.maketrans(b"+/", b"Az")
 _MASK: Final = (1 << 48) - 1
 _SPREAD: Final = 0x9E3779B97F4A7C15F39CC0605CEDC835  # odd: distinct counters stay distinct
 _SHAPE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -24,11 +24,8 @@ def make_id(prefix: str, *, now_ms: int, counter: int, entropy: int) -> str:
     if prefix == "ses":
         stamp ^= _MASK
     value = (entropy + (counter + 1) * _SPREAD) & ((1 << 96) - 1)
-    tail = []
-    for _ in range(7):
-        value, pair = divmod(value, 62 * 62)
-        tail.append(_PAIRS[pair])
-    return f"{prefix}_{stamp:012x}{''.join(tail)}"
+    digits = b2a_base64(value.to_bytes(12, "big"), newline=False).translate(_PLAIN)
+    return f"{prefix}_{stamp:012x}{digits[:14].decode()}"
 
 
 def check_id(kind: str, value: object) -> str:
