@@ -297,8 +297,7 @@ class CallRun:
         """
         if self._executor.workers.lost >= LOST_MAX:
             return ToolError(f"Not run: {LOST_MAX:,} calls that were given up on never returned")
-        loop = asyncio.get_running_loop()
-        finished: asyncio.Future[ToolResult | BaseException | None] = loop.create_future()
+        finished: Pending[ToolResult | BaseException | None] = Pending()
         runs = False
 
         def job() -> None:
@@ -309,7 +308,7 @@ class CallRun:
             proved = self._executor.lasts(self._term)
             result = _called(tool, arguments, self.context) if proved else None
             runs = False
-            _tell(loop, finished, result)
+            finished.set(result)
 
         def look() -> None:
             if runs:
@@ -319,7 +318,7 @@ class CallRun:
         inherited = contextvars.copy_context()
         give_up = self._executor.workers.submit(lambda: inherited.run(job))
         try:
-            return await finished
+            return await finished.wait()
         except asyncio.CancelledError:
             give_up()
             if runs:
@@ -335,20 +334,19 @@ class CallRun:
         coroutines = self._executor.coroutines
         if coroutines.lost >= LOST_MAX:
             return ToolError(f"Not run: {LOST_MAX:,} calls that were cancelled do not end")
-        loop = asyncio.get_running_loop()
-        finished: asyncio.Future[ToolResult | BaseException | None] = loop.create_future()
+        finished: Pending[ToolResult | BaseException | None] = Pending()
 
         async def job() -> None:
             if self._is_over():
                 return
             proved = self._executor.lasts(self._term)
             result = await _awaited(tool, arguments, self.context) if proved else None
-            _tell(loop, finished, result)
+            finished.set(result)
 
         name = f"Tool {tool.name} of session {self._part.session_id}"
         give_up = coroutines.submit(name, job, context=contextvars.copy_context())
         try:
-            return await finished
+            return await finished.wait()
         except asyncio.CancelledError:
             give_up()
             raise
@@ -367,12 +365,3 @@ async def _awaited(tool: Tool, arguments: str, context: CallContext) -> ToolResu
         return tool.render(await tool.invoke(tool.parse(arguments), context))
     except BaseException as error:  # noqa: BLE001 - a tool may raise anything, also to stop us
         return error
-
-
-def _tell(loop: asyncio.AbstractEventLoop, finished: asyncio.Future[Any], value: Any) -> None:
-    def settle() -> None:
-        if not finished.done():
-            finished.set_result(value)
-
-    with suppress(RuntimeError):  # the runtime closed meanwhile: nobody waits
-        loop.call_soon_threadsafe(settle)

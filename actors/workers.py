@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final, Protocol
@@ -64,6 +65,9 @@ class _Run:
 class WorkerThreads:
     """Runs functions on up to ``limit`` threads, made on demand and ended when idle.
 
+    Threads are called one at a time, each by the one before as it begins. Where functions take no
+    time the first has done them all before a second is there, and few are woken for nothing.
+
     A function its caller gave up on no longer counts against the limit: the thread
     under it ends when the function does, and does not keep the process alive. Nor does one that is
     ``waiting``; when it goes on there may be more threads than the limit, until one is done.
@@ -71,11 +75,12 @@ class WorkerThreads:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._jobs: queue.SimpleQueue[_Run | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._jobs: deque[_Run] = deque()
+        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._called = False  # a thread is on its way
+        self._idle = 0  # threads that may be called
         self._threads = 0
-        self._idle = 0
-        self._waiting = 0
         self._lost = 0
         self._closed = False
 
@@ -86,49 +91,38 @@ class WorkerThreads:
     def submit(self, job: Callable[[], None]) -> GiveUp:
         run = _Run(job)
         with self._lock:
-            self._waiting += 1
+            self._jobs.append(run)
             try:
-                self._add_thread()
+                self._call_one()
             except RuntimeError:
                 if not self._threads:
-                    self._waiting -= 1
+                    self._jobs.pop()
                     raise
-        self._jobs.put(run)
         return lambda: self._give_up(run)
 
-    def _add_thread(self) -> None:
-        """One more, if a job waits for it. Raises ``RuntimeError`` where it has no room."""
-        if self._waiting > self._idle and self._threads < self._limit:
+    def _call_one(self) -> None:
+        """Have a thread come for what waits. Raises ``RuntimeError`` where it has no room."""
+        if self._called or not self._jobs:
+            return
+        if self._idle:
+            self._idle -= 1
+            self._called = True
+            self._calls.put(None)
+        elif self._threads < self._limit:
             self._threads += 1
+            self._called = True
             try:
                 threading.Thread(target=self._run, name="understudy-tool", daemon=True).start()
             except RuntimeError:
                 self._threads -= 1
+                self._called = False
                 raise
 
     def _run(self) -> None:
         _here.workers = self
-        while True:
-            with self._lock:
-                if self._closed and not self._waiting:
-                    self._threads -= 1
-                    return
-                self._idle += 1
-            try:
-                run = self._jobs.get(timeout=_LINGER_S)
-            except queue.Empty:
-                run = None
-            with self._lock:
-                self._idle -= 1
-                if run is None:
-                    if self._waiting and not self._closed:
-                        continue  # a job was handed in at this very moment
-                    self._threads -= 1
-                    return
-                self._waiting -= 1
-                run.runs = not run.given_up
-            if not run.runs:
-                continue
+        with self._lock:
+            self._called = False
+        while (run := self._next()) is not None:
             try:
                 run.job()
             except BaseException:
@@ -141,6 +135,49 @@ class WorkerThreads:
                 if self._threads > self._limit:
                     self._threads -= 1
                     return
+
+    def _next(self) -> _Run | None:
+        """The next job for this thread; None once there was none for long, or none will come."""
+        while True:
+            with self._lock:
+                if (run := self._taken()) is not None:
+                    return run
+                if self._closed:
+                    self._threads -= 1
+                    return None
+                self._idle += 1
+            if not self._wait():
+                return None
+
+    def _taken(self) -> _Run | None:
+        while self._jobs:
+            run = self._jobs.popleft()
+            if not run.given_up:
+                run.runs = True
+                self._call_another()
+                return run
+        return None
+
+    def _call_another(self) -> None:
+        try:
+            self._call_one()
+        except RuntimeError as error:  # whoever is done, or is handed in next, lets it go on
+            logger.warning("No thread for %d jobs that wait: %s", len(self._jobs), error)
+
+    def _wait(self) -> bool:
+        """Wait to be called. False if nobody did for long."""
+        try:
+            self._calls.get(timeout=_LINGER_S)
+        except queue.Empty:
+            with self._lock:
+                if self._calls.empty():
+                    self._idle -= 1
+                    self._threads -= 1
+                    return False
+                self._calls.get()  # it came at this very moment
+        with self._lock:
+            self._called = False
+        return True
 
     def _give_up(self, run: _Run) -> None:
         """Stop counting the thread under a job, unless that has ended: it may run another one.
@@ -166,14 +203,12 @@ class WorkerThreads:
     def _leave(self) -> None:
         """Stop counting a thread, and let another do what waits."""
         self._threads -= 1
-        try:
-            self._add_thread()
-        except RuntimeError as error:  # whoever comes back, or is handed in next, lets it go on
-            logger.warning("No thread for %d jobs that wait: %s", self._waiting, error)
+        self._call_another()
 
     def close(self) -> None:
         """Let idle threads end now."""
         with self._lock:
             self._closed = True
             for _ in range(self._idle):
-                self._jobs.put(None)
+                self._calls.put(None)
+            self._idle = 0

@@ -389,6 +389,7 @@ def test_a_step_whose_answer_another_process_ended_asks_no_model(opened, monkeyp
         return history(session_id)
 
     monkeypatch.setattr(frozen.engine.store.read, "history", after_a_takeover, raising=False)
+    monkeypatch.setattr(frozen.engine.executor, "lasts", lambda term: False)  # nor by its clock
     frozen.engine.upkeep.stop()  # as SIGSTOP would
     turn = session.prompt("go")
     assert taken.wait(15)

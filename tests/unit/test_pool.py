@@ -250,6 +250,85 @@ def test_a_job_given_up_on_before_it_begins_does_not_begin():
     workers.close()
 
 
+def test_as_many_jobs_run_at_once_as_there_may_be_threads_and_no_more():
+    workers = WorkerThreads(3)
+    hold, began, over = threading.Event(), threading.Semaphore(0), threading.Semaphore(0)
+
+    def job():
+        began.release()
+        hold.wait(15)
+        over.release()
+
+    for _ in range(5):
+        workers.submit(job)
+    for _ in range(3):
+        assert began.acquire(timeout=15)
+    assert not began.acquire(blocking=False)
+    assert (workers._threads, len(workers._jobs)) == (3, 2)
+    hold.set()
+    for _ in range(5):
+        assert over.acquire(timeout=15)
+    workers.close()
+
+
+def test_a_thread_is_called_only_once_the_one_before_has_begun(monkeypatch):
+    workers, called = WorkerThreads(8), []
+
+    def call(thread):
+        called.append(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", call)
+        for _ in range(8):
+            workers.submit(lambda: None)
+        assert len(called) == 1
+    over = threading.Event()
+    workers.submit(over.set)
+    called[0].start()
+    assert over.wait(15)
+    workers.close()
+
+
+def test_a_job_that_is_handed_in_as_a_thread_ends_for_want_of_any_is_done(monkeypatch):
+    monkeypatch.setattr("understudy.actors.workers._LINGER_S", 0.0)
+    workers = WorkerThreads(2)
+    for _ in range(3_000):
+        over = threading.Event()
+        workers.submit(over.set)
+        assert over.wait(15)
+    workers.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_jobs_do_none_is_forgotten_and_no_thread_is_counted_twice(monkeypatch, seed):
+    monkeypatch.setattr("understudy.actors.workers._LINGER_S", 0.001)
+    chance, workers = random.Random(seed), WorkerThreads(4)
+    over, handed_in, given_up = [], [], []
+
+    def job(number, kind):
+        if kind == "waits":
+            with workers.waiting():
+                time.sleep(0.0005)
+        elif kind == "takes long":
+            time.sleep(0.0005)
+        over.append(number)
+
+    for number in range(600):
+        kind = chance.choice(["at once", "at once", "waits", "takes long"])
+        give_up = workers.submit(lambda number=number, kind=kind: job(number, kind))
+        handed_in.append(number)
+        if chance.random() < 0.1:
+            give_up()
+            given_up.append(number)
+    until = time.monotonic() + 15
+    wanted = set(handed_in) - set(given_up)
+    while not (wanted <= set(over) and workers._threads == workers.lost == workers._idle == 0):
+        assert time.monotonic() < until, (wanted - set(over), workers.__dict__)
+        time.sleep(0.001)
+    assert len(over) == len(set(over)), "done twice"
+    assert not workers._jobs
+
+
 @pytest.fixture
 def room(monkeypatch):
     """Whether the process may start threads for tools: up to the test."""
@@ -273,7 +352,7 @@ def test_a_thread_that_could_not_be_started_is_not_counted(room):
     room.set()
     workers.submit(ran.set)
     assert ran.wait(15)
-    assert (refused, workers._waiting) == ([], 0)
+    assert (refused, len(workers._jobs)) == ([], 0)
     workers.close()
 
 
