@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -224,14 +224,21 @@ def _assistant_turn(
 def _tool_use(part: ToolPart, taken: dict[str, int], *, old: bool, tool_output: int) -> ToolUse:
     call_id = distinct_id(part.call_id, taken)
     state, tool = part.state, _name(part.tool)
+    given = _copied(state.input)
     if isinstance(state, ToolCompleted):
         output = CLEARED if old or state.compacted is not None else _cut(state.output, tool_output)
-        return ToolUse(call_id, tool, state.input, output)
+        return ToolUse(call_id, tool, given, output)
     if isinstance(state, ToolFailed) and not state.interrupted:
-        return ToolUse(call_id, tool, state.input, _cut(state.error, tool_output), True)
+        return ToolUse(call_id, tool, given, _cut(state.error, tool_output), True)
     if isinstance(state, ToolFailed) and "timed out" in state.error:
-        return ToolUse(call_id, tool, state.input, state.error, True)
-    return ToolUse(call_id, tool, state.input, INTERRUPTED, True)
+        return ToolUse(call_id, tool, given, state.error, True)
+    return ToolUse(call_id, tool, given, INTERRUPTED, True)
+
+
+def _copied(given: dict[str, Any]) -> dict[str, Any]:
+    """A call's input for the model alone: who reads the part in a reply may change what it has."""
+    copy: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(given))
+    return copy
 
 
 def _name(tool: str) -> str:

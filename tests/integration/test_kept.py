@@ -264,6 +264,17 @@ def test_a_reply_after_a_stream_that_broke_has_the_broken_answer_too(opened):
     assert [each.text for each in reply.messages] == ["half an", "done"]
 
 
+def test_what_a_caller_changes_in_a_reply_is_not_told_to_the_model(opened):
+    play = Play()
+    runtime = play.watch(opened(ScriptedModel(play), tools=[look]))
+    session = runtime.create_session()
+    reply = prompted(session, "one")
+    [call] = reply.messages[0].tools
+    call.state.input.clear()
+    prompted(session, "two")
+    assert (play.wrong, play.reads) == (0, [])
+
+
 # --- how much is kept --------------------------------------------------------------------------
 
 
