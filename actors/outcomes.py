@@ -84,30 +84,37 @@ class Outcomes:
         """Settled when the session has nothing to do."""
         pending = self._wait(session_id, _IDLE)
         pending.then(lambda _: self.forget(session_id, _IDLE, pending))
-        self._host.attempt(lambda: self._look_idle(session_id), pending)
+        self._host.attempt(lambda: self._look_idle(session_id, (pending,)), pending)
         return pending
 
     def look_again(self) -> None:
         """Answer from the rows: the events that would have answered are gone."""
         with self._lock:
-            waited = [(each, key) for each, group in self._waiting.items() for key in group]
-        for session_id, key in waited:
+            waited = [
+                (session_id, key, _each(waiting))
+                for session_id, group in self._waiting.items()
+                for key, waiting in group.items()
+            ]
+        for session_id, key, waiting in waited:
             if key != _IDLE:
                 self._look(session_id, key)
             elif self._host.store.read.session(session_id) is None:
                 self.tell_deleted(session_id)
             else:
-                self._look_idle(session_id)
+                self._look_idle(session_id, waiting)
 
-    def _look_idle(self, session_id: str) -> None:
-        """Answer who waits for rest. An actor here may not know that others ended its turn."""
+    def _look_idle(self, session_id: str, waiting: Sequence[Pending[Any]]) -> None:
+        """Answer who waits for rest. An actor here may not know that others ended its turn.
+
+        Nobody else: when they are told, the next prompt may be at work that others wait for.
+        """
         status = self._host.status_of(session_id)
         rests = status["type"] == "quarantined" or (
             status["type"] == "idle" and not status.get("queued")  # what a close leaves waits
         )
         if rests or not self._host.store.read.is_unfinished(session_id):
             # What was read may be news that nobody was told yet.
-            self._host.store.between_commits(lambda: self._tell(session_id, _IDLE, None))
+            self._host.store.between_commits(lambda: _tell_rest(waiting))
 
     def _look(self, session_id: str, message_id: str) -> None:
         """Answer who waits for a prompt or a compaction by what its rows say of its end."""
@@ -197,6 +204,11 @@ class Outcomes:
 
     def __len__(self) -> int:
         return sum(len(group) for group in self._waiting.values())
+
+
+def _tell_rest(waiting: Sequence[Pending[Any]]) -> None:
+    for pending in waiting:
+        pending.set(None)
 
 
 def _each(waiting: Waiting) -> Sequence[Pending[Any]]:

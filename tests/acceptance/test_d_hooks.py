@@ -45,7 +45,7 @@ def settled(runtime):
     calm = 0
     while calm < 3:
         assert time.monotonic() < deadline, "it does not come to rest"
-        busy = runtime.statuses() or workers._waiting or workers._idle < workers._threads
+        busy = runtime.statuses() or workers._jobs or workers._idle < workers._threads
         calm = 0 if busy else calm + 1
         threading.Event().wait(0.01)
 

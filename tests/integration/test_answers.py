@@ -72,12 +72,35 @@ def test_nobody_is_told_of_rest_before_its_news(opened, monkeypatch):
     assert committed.wait(15)
     outcomes = runtime.engine.outcomes
     look = outcomes._look_idle
-    monkeypatch.setattr(outcomes, "_look_idle", lambda each: (look(each), looked.set()))
+    monkeypatch.setattr(outcomes, "_look_idle", lambda *each: (look(*each), looked.set()))
     pending = outcomes.idle_of(session.id)
     assert looked.wait(15)
     assert not pending.done
     go_on.set()
     pending.get(timeout=15)
+    assert session.status().type == "idle"
+    assert turn.result(timeout_s=15).text == "done"
+
+
+def test_a_look_that_is_told_late_tells_nobody_who_came_after_it(opened, monkeypatch):
+    gate, looked, late = Gate(), threading.Semaphore(0), []
+    runtime = opened(ScriptedModel([[Wait(gate), Say("done")]]))
+    session, outcomes = runtime.create_session(), runtime.engine.outcomes
+    look = outcomes._look_idle
+    monkeypatch.setattr(outcomes, "_look_idle", lambda *each: (look(*each), looked.release()))
+    with monkeypatch.context() as held:
+        held.setattr(runtime.engine.store, "between_commits", late.append)
+        before = outcomes.idle_of(session.id)
+        assert looked.acquire(timeout=15)
+    turn = session.prompt("go")
+    gate.wait_reached()
+    after = outcomes.idle_of(session.id)
+    assert looked.acquire(timeout=15)
+    [told] = late
+    told()
+    assert (before.done, after.done) == (True, False)
+    gate.open()
+    after.get(timeout=15)
     assert session.status().type == "idle"
     assert turn.result(timeout_s=15).text == "done"
 
