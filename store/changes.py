@@ -154,22 +154,24 @@ class Transaction:
         self._inbox: dict[tuple[str, str], tuple[Any, ...]] = {}
         self._asks: dict[tuple[str, str], tuple[Any, ...]] = {}
         self._journal: list[tuple[Any, ...]] = []
-        self._fenced: set[str] = set()
 
-    def fence(self, changes: Sequence[Change]) -> None:
-        """Fence changes together that are added next. Those of a refused group are left to it."""
-        for group in _groups(changes):
-            if len(group) > 1:
-                values = list(chain.from_iterable(map(_claimed, group)))
-                done = self.connection.execute(_fences(len(group)), values)
-                if done.rowcount == len(group):
-                    self._fenced.update(change.session_id for change in group)
+    def fence(self, changes: Sequence[Change]) -> bool:
+        """Fence changes at once that are added next, each of them. False: each is to be by itself.
 
-    def add(self, change: Change) -> list[Event]:
-        """Fence a change and collect its rows. Raises ``SessionFenced`` and has done nothing."""
-        if change.session_id in self._fenced:
-            self._fenced.remove(change.session_id)
-        elif self.connection.execute(_FENCE, _claimed(change)).rowcount != 1:
+        As many changes as ``groups`` puts together.
+        """
+        if len(changes) == 1:
+            return False
+        values = list(chain.from_iterable(map(_claimed, changes)))
+        done = self.connection.execute(_fences(len(changes)), values)
+        return bool(done.rowcount == len(changes))
+
+    def add(self, change: Change, *, fenced: bool = False) -> list[Event]:
+        """Fence a change, unless it is, and collect its rows.
+
+        Raises ``SessionFenced`` and has done nothing.
+        """
+        if not fenced and self.connection.execute(_FENCE, _claimed(change)).rowcount != 1:
             raise SessionFenced(
                 f"Session {change.session_id} moved past epoch {change.epoch}",
                 session_id=change.session_id,
@@ -214,7 +216,7 @@ class Transaction:
             self._journal.clear()
 
     def _write(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        for group in _groups(rows):
+        for group in groups(rows):
             self.connection.execute(for_rows(sql, len(group)), list(chain.from_iterable(group)))
 
     def discard(self) -> None:
@@ -295,8 +297,8 @@ class Transaction:
         )
 
 
-def _groups(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Rows as one statement takes them, in order."""
+def groups(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """As many as one statement takes, in order."""
     start = 0
     for size in _AT_ONCE:
         while len(rows) - start >= size:

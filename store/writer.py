@@ -20,7 +20,7 @@ from tenacity import (
 )
 
 from understudy.errors import RuntimeClosed, StoreBusy, StoreFull, UnderstudyError
-from understudy.store.changes import Change, Transaction, statements
+from understudy.store.changes import Change, Transaction, groups, statements
 from understudy.store.database import BUSY_TIMEOUT_S, translate
 from understudy.store.events import Event
 from understudy.store.lanes import Lane, MakeLane, ThreadLane
@@ -81,9 +81,9 @@ class Job:
         self.result: Any = None
         self.events: Events = []
 
-    def apply(self, tx: Transaction) -> None:
+    def apply(self, tx: Transaction, *, fenced: bool) -> None:
         if self.change is not None:
-            self.events = tx.add(self.change)
+            self.events = tx.add(self.change, fenced=fenced)
             return
         if self.work is None:
             return
@@ -201,16 +201,18 @@ class Writer:
     def _apply(self, jobs: Sequence[Job]) -> list[tuple[Job, Exception | None]]:
         outcome: list[tuple[Job, Exception | None]] = []
         tx = Transaction(self._connection, self._statements)
-        for _, run in groupby(jobs, key=lambda job: job.change is not None):
-            together = list(run)
-            tx.fence([job.change for job in together if job.change is not None])
-            for job in together:
-                try:
-                    job.apply(tx)
-                except UnderstudyError as refusal:
-                    outcome.append((job, refusal))
-                else:
-                    outcome.append((job, None))
+        for changing, run in groupby(jobs, key=lambda job: job.change is not None):
+            for together in groups(list(run)):
+                # Right before they are added: one may be refused by what the ones before it did.
+                changes = [job.change for job in together if job.change is not None]
+                fenced = changing and tx.fence(changes)
+                for job in together:
+                    try:
+                        job.apply(tx, fenced=fenced)
+                    except UnderstudyError as refusal:
+                        outcome.append((job, refusal))
+                    else:
+                        outcome.append((job, None))
         tx.flush()
         return outcome
 

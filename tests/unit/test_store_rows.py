@@ -1,6 +1,7 @@
 """The store's rows: what is refused leaves none, who may write them, and what is read of them."""
 
 import functools
+import random
 import threading
 
 import pytest
@@ -168,6 +169,50 @@ def test_two_changes_of_one_session_may_commit_together(stored):
     assert [event.seq for event in stored.read.events(after=0, session_id=ID)] == [1, 2, 3]
     assert stored.read.claims([ID]) == {ID: ("rtm_1", 1)}
     commit(stored, SessionIdle(session_id=ID), seq=3)
+
+
+def test_a_stale_change_is_refused_also_where_its_successors_is_in_another_group(stored):
+    """As when an actor that was replaced wakes up beside the one in its place."""
+    ids = [f"ses_{number:02}" for number in range(66)]
+    held_group(stored, *(creating(stored, each) for each in ids))
+    told = held_group(
+        stored,
+        *(changing(stored, each) for each in ids[:63]),
+        changing(stored, ID, epoch=0, seq=5),  # the last of the first 64
+        changing(stored, ID),
+        *(changing(stored, each) for each in ids[63:]),
+    )
+    assert told == [*[None] * 63, errors.SessionFenced, *[None] * 4]
+    assert [event.seq for event in stored.read.events(after=0, session_id=ID)] == [1, 2]
+    commit(stored, SessionIdle(session_id=ID), seq=2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_changes_are_refused_together_as_they_are_alone(tmp_path, clock, seed):
+    chance = random.Random(seed)
+    ids = [f"ses_{number:03}" for number in range(chance.choice([3, 20, 120]))]
+    count = chance.choice([5, 17, 66, 90, 150])
+    stale = set(chance.sample(range(count), 1 + count // 30))
+    changes = [
+        (chance.choice(ids), chance.choice([0, 2]) if number in stale else 1, number)
+        for number in range(count)
+    ]
+    outcomes = []
+    for name, at_once in (("together", len(changes)), ("alone", 1)):
+        store = open_store(tmp_path / f"{name}.db", "rtm_1", clock)
+        held_group(store, *(creating(store, each) for each in ids))
+        begins = [changing(store, each, epoch=epoch, seq=seq) for each, epoch, seq in changes]
+        told = [
+            each
+            for start in range(0, len(begins), at_once)
+            for each in held_group(store, *begins[start : start + at_once])
+        ]
+        with store.read.connection() as c:
+            seqs = c.execute("SELECT session_id, seq FROM claim ORDER BY session_id").fetchall()
+        outcomes.append((told, seqs))
+        store.close()
+    assert outcomes[0] == outcomes[1]
+    assert errors.SessionFenced in outcomes[0][0]
 
 
 @pytest.mark.parametrize("before", [0, 1])
