@@ -11,11 +11,12 @@ from understudy.actors.pending import Pending
 from understudy.store.claims import Claimed, RestartRecord
 
 
-class Request(msgspec.Struct, frozen=True, gc=False):
+class Request(msgspec.Struct, frozen=True):
     """A command with whoever waits for its answer.
 
     ``again`` says that an executor sent it: it must get through, so it is tried again when the
-    store cannot write.
+    store cannot write. The collector looks at it: an error that was its answer leads back to it, by
+    way of the frames in which that was raised.
     """
 
     command: Any

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import pykka
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Callbacks: TypeAlias = "tuple[Callable[[Pending[T]], None], ...]"
+
 _lock: Final = threading.RLock()
-"""One for all, held for a few steps each: thousands wait at a time, and the collector looks at each
-lock as well. A finaliser or a signal handler may settle another one while its thread has it."""
+"""One for all: thousands wait at a time, and the collector looks at each lock as well. Nothing is
+made while it is held, so that no finaliser runs, which might wait for another thread."""
 
 
 class Pending(pykka.Future[T]):
@@ -36,7 +38,7 @@ class Pending(pykka.Future[T]):
     _get_hook = None  # pykka's, which somebody else may set
 
     def __init__(self) -> None:
-        self._callbacks: tuple[Callable[[Pending[T]], None], ...] = ()
+        self._callbacks: Callbacks[T] = ()
         self._done = False
         self._value: Any = None
         self._error: BaseException | None = None
@@ -79,16 +81,25 @@ class Pending(pykka.Future[T]):
 
     def then(self, callback: Callable[[Pending[T]], None]) -> None:
         """Call ``callback(self)`` once settled: at once, or in the settling thread."""
-        with _lock:
-            if not self._done:
-                self._callbacks = (*self._callbacks, callback)
+        while not self._done:
+            before = self._callbacks
+            if self._swapped(before, (*before, callback)):
                 return
         callback(self)
 
     def forget(self, callback: Callable[[Pending[T]], None]) -> None:
         """Do not call ``callback``, if it was not called yet."""
+        while before := self._callbacks:
+            if self._swapped(before, tuple(each for each in before if each != callback)):
+                return
+
+    def _swapped(self, before: Callbacks[T], after: Callbacks[T]) -> bool:
+        """False if they are not, or no longer, those ``before``."""
         with _lock:
-            self._callbacks = tuple(each for each in self._callbacks if each != callback)
+            if self._done or self._callbacks is not before:
+                return False
+            self._callbacks = after
+            return True
 
     def get(self, *, timeout: float | None = None) -> T:
         """Wait in this thread. Raises ``CommandTimeout`` after ``timeout`` seconds."""

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 
 import pykka
 import pytest
@@ -23,10 +25,12 @@ from understudy import (
     tool,
 )
 from understudy.actors import loading, session_actor
+from understudy.actors.batch import Batch
 from understudy.actors.core.commands import UpdateSession
 from understudy.actors.messages import Crash
 from understudy.actors.models.scripted import Call, Gate, Say, Wait, steps_taken
 from understudy.actors.pending import Pending
+from understudy.actors.session_actor import SessionActor
 from understudy.errors import (
     CommandTimeout,
     RuntimeClosed,
@@ -890,3 +894,47 @@ def test_what_an_executor_had_to_say_to_an_actor_that_lost_its_session_is_answer
     with pytest.raises(errors.SessionFenced):
         proof.get(timeout=15)
     assert session.prompt("go").result(timeout_s=15)
+
+
+# --- what is left ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unlogged():
+    """A record of an error keeps its frames."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def left_of(*kinds):
+    """How many of these objects there are, once all that nobody can reach is gone."""
+    for _ in range(3):
+        gc.collect()
+    return sum(isinstance(each, kinds) for each in gc.get_objects())
+
+
+def test_nothing_is_left_of_sessions_that_crashed_and_are_gone(opened, unlogged):
+    runtime = opened()
+    before = left_of(SessionActor, Pending, FrameType)
+    for _ in range(20):
+        session = runtime.create_session()
+        with pytest.raises(errors.ActorCrashed):
+            session._crash()
+        session.delete()
+    del session
+    assert left_of(SessionActor, Pending, FrameType) < before + 20
+
+
+def test_nothing_is_left_of_refusals_that_nobody_awaited(opened, unlogged):
+    async def refused():
+        session = await runtime.create_session()
+        await session.prompt("hello", message_id="msg_1")
+        for number in range(60):
+            session.prompt(f"hello {number}", message_id="msg_1")
+        await session.prompt("last")
+
+    runtime = opened()
+    before = left_of(Pending, Batch, FrameType)
+    asyncio.run(refused())
+    assert left_of(Pending, Batch, FrameType) < before + 30

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 
+from understudy.actors import pending as pending_module
 from understudy.actors import wakeups
 from understudy.actors.pending import Pending
 from understudy.errors import CommandTimeout
@@ -88,3 +89,61 @@ def test_a_loop_that_was_closed_before_its_wake_up_came_is_not_kept():
     del loop, waiting
     gc.collect()
     assert kept() is None
+
+
+def test_nothing_is_made_while_all_pendings_share_their_lock():
+    """A collection runs finalisers, and one that waits for a thread would stop them all."""
+    found = []
+
+    def look(phase, _):
+        found.append(pending_module._lock._is_owned())
+
+    def callback(_):
+        return None
+
+    def other(_):
+        return None
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(look)
+    gc.set_threshold(1, 1, 1)
+    try:
+        for _ in range(200):
+            waiting = Pending()
+            waiting.then(callback)
+            waiting.then(other)
+            waiting.forget(callback)
+            waiting.set([])
+            waiting.then(callback)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(look)
+    assert len(found) > 200
+    assert not any(found)
+
+
+def test_callbacks_come_and_go_from_many_threads_and_each_that_stays_is_called_once():
+    for _ in range(50):
+        waiting, called = Pending(), []
+        begin = threading.Barrier(5)
+
+        def work(number, waiting=waiting, called=called, begin=begin):
+            begin.wait(15)
+            for turn in range(20):
+                waiting.then(lambda _, mine=(number, turn): called.append(mine))
+
+                def goes(_):
+                    called.append("gone")
+
+                waiting.then(goes)
+                waiting.forget(goes)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        begin.wait(15)
+        waiting.set(None)
+        for thread in threads:
+            thread.join(15)
+        stayed = [each for each in called if each != "gone"]
+        assert sorted(stayed) == [(n, turn) for n in range(4) for turn in range(20)]
