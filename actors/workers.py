@@ -131,6 +131,7 @@ class WorkerThreads:
                 run.runs = False
                 if run.given_up:
                     self._lost -= 1
+                    self._call_another()
                     return
                 if self._threads > self._limit:
                     self._threads -= 1
@@ -170,11 +171,12 @@ class WorkerThreads:
             self._calls.get(timeout=_LINGER_S)
         except queue.Empty:
             with self._lock:
-                if self._calls.empty():
+                try:
+                    self._calls.get_nowait()  # it came at this very moment
+                except queue.Empty:
                     self._idle -= 1
                     self._threads -= 1
                     return False
-                self._calls.get()  # it came at this very moment
         with self._lock:
             self._called = False
         return True

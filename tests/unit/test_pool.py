@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import queue
 import random
 import sys
 import threading
@@ -296,6 +297,57 @@ def test_a_job_that_is_handed_in_as_a_thread_ends_for_want_of_any_is_done(monkey
         over = threading.Event()
         workers.submit(over.set)
         assert over.wait(15)
+    workers.close()
+
+
+def test_a_call_that_another_thread_takes_as_ones_time_is_up_holds_nobody_up(monkeypatch):
+    """Two are idle. One gives up waiting; a call comes at that moment, and the other takes it."""
+    taken, over = threading.Event(), threading.Event()
+
+    class Calls:
+        """As threads may be switched: the first finds its time up, the other finds the call."""
+
+        def __init__(self):
+            self.calls = queue.SimpleQueue()
+            self.waiting = 0
+            self.up = threading.Event()
+
+        def put(self, call):
+            self.calls.put(call)
+
+        def get(self, timeout=None):
+            self.waiting += 1
+            if self.waiting == 1:
+                assert self.up.wait(15)
+                raise queue.Empty
+            call = self.calls.get(timeout=15)
+            taken.set()
+            return call
+
+        def empty(self):
+            found = self.calls.empty()
+            taken.wait(0.2)
+            return found
+
+        def get_nowait(self):
+            taken.wait(0.2)
+            return self.calls.get_nowait()
+
+    workers = WorkerThreads(2)
+    workers._calls = calls = Calls()
+    both = threading.Barrier(2)
+    for _ in range(2):
+        workers.submit(lambda: both.wait(15))
+    until = time.monotonic() + 15
+    while calls.waiting < 2:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    with workers._lock:
+        calls.up.set()
+        calls.put(None)
+        workers._called, workers._idle = True, workers._idle - 1
+    workers.submit(over.set)
+    assert over.wait(15)
     workers.close()
 
 
