@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Durability = Literal["full", "normal"]
 
 APPLICATION_ID: Final = 0x756E6473  # "unds"
+OLDEST_SQLITE: Final = (3, 35)
 SCHEMA_VERSION: Final = 2  # the number of the newest migration
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S: Final = 5.0
@@ -94,8 +95,10 @@ def prepare(path: Path, *, durability: Durability = "full") -> SqliteDatabase:
     """The writer's connection to a database of ours, created or migrated as needed.
 
     Raises ``StoreUnreadable`` for what is not ours, ``StoreTooNew`` for what a newer version
-    wrote; neither is touched.
+    wrote; neither is touched; ``StoreError`` where SQLite is older than ``OLDEST_SQLITE``.
     """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise StoreError(f"SQLite 3.35 or newer is needed, and this is {sqlite3.sqlite_version}")
     database = connect(path, durability=durability)
     try:
         with translated(path):

@@ -110,6 +110,13 @@ def test_an_open_that_fails_half_way_gives_everything_back(tmp_path, monkeypatch
     assert store.close()
 
 
+def test_an_sqlite_that_is_too_old_is_named_and_no_file_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(errors.StoreError, match=r"SQLite 3\.35 or newer"):
+        prepare(tmp_path / "a.db")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_store_that_is_not_open_says_so(tmp_path):
     store = Store(tmp_path / "a.db", runtime_id="r", wall_ms=lambda: 1, published=print)
     with pytest.raises(errors.StoreError, match="not open"):
