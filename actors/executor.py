@@ -38,6 +38,7 @@ from understudy.store.records import Ask
 
 if TYPE_CHECKING:
     from understudy.actors.clock import Clock
+    from understudy.actors.core.context import Conversation
     from understudy.actors.core.state import Rules
     from understudy.actors.hooks import Hooks
     from understudy.actors.models.protocol import Model
@@ -198,6 +199,12 @@ class Executor:
                 return model
         wanted = f"{ref.provider_id}/{ref.model_id}"
         raise InvalidInput(f"No model {wanted} in this runtime", field="model")
+
+    def keep(self, session_id: str, message_id: str, shown: Conversation) -> None:
+        """Keep what was shown for a message, if nobody has given up on that meanwhile."""
+        execution = self._executions.get(session_id)
+        if execution is not None and message_id in execution.tasks:
+            self.kept.put(session_id, shown)
 
     def expect(self, session_id: str, ask_id: str) -> Pending[Ask]:
         """The answer to a running tool's ask, when a person gives it."""

@@ -7,33 +7,33 @@ from typing import Final
 from understudy.actors.core.context import Conversation
 from understudy.store.records import Pair
 
-MOST: Final = 2_000_000  # tokens, some 8 MB of text
-_TURN: Final = 100  # what a turn takes beside its text
+MOST: Final = 8_000_000
 
 
 class Kept:
     """Conversations by session, those used last; the others are read again. For one thread.
 
-    ``most`` is how much is kept, in tokens. ``in`` may be asked by any thread.
+    ``most`` is how much is kept, in characters. ``in`` may be asked by any thread.
     """
 
     def __init__(self, *, most: int = MOST) -> None:
         self._most = most
-        self._shown: dict[str, tuple[Conversation, int]] = {}
+        self._shown: dict[str, Conversation] = {}
         self._size = 0
 
     def put(self, session_id: str, shown: Conversation) -> None:
+        """Keep it. From here on it grows only by what ``answered`` adds."""
         self.take(session_id)
-        size = shown.tokens + _TURN * len(shown.turns)
-        self._shown[session_id] = shown, size
-        self._size += size
+        self._shown[session_id] = shown
+        self._size += shown.size
         while self._size > self._most:
             self.take(next(iter(self._shown)))
 
     def take(self, session_id: str) -> Conversation | None:
         """What was kept, once."""
-        shown, size = self._shown.pop(session_id, (None, 0))
-        self._size -= size
+        shown = self._shown.pop(session_id, None)
+        if shown is not None:
+            self._size -= shown.size
         return shown
 
     def answered(self, session_id: str, last: Pair) -> None:

@@ -132,9 +132,11 @@ class SessionActor(PooledActor):
         return not self._crashes
 
     def said(self, turn: int) -> tuple[Pair, ...] | None:
-        """All messages of a turn whose end is being told, if it knows them."""
+        """All messages of a turn whose end is being told, if it was this one that ended it."""
         batch = self._batch
-        return batch.said(turn) if batch is not None else None
+        if batch is None or self.state is not batch.state:
+            return None  # it is not committed: what is told is how another process ended it
+        return batch.said(turn)
 
     # --- receiving -----------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class StepRun:
             )
             answer = await stream.call(request)
             report = await self._finished(stream, request, answer)
-            self._executor.kept.put(self._session_id, shown)
+            self._executor.keep(self._session_id, self._effect.message_id, shown)
         except (Broken, ModelError, StoreError, InvalidInput, *_GONE) as error:
             self._report(self._failed(stream, error))
         except Exception as error:
@@ -115,8 +115,9 @@ class StepRun:
             return None
         if rules.compaction.prune:
             return None  # what was shown before is shown in part now
-        if not self._executor.lasts(self._term):
-            return None  # frozen meanwhile: the rows say whose the session is
+        executor = self._executor
+        if not executor.lasts(self._term) or executor.is_cancelling(self._session_id):
+            return None  # the rows say whether anybody wants an answer, of this process
         for pair in self._effect.said:
             shown.add(*pair)
         shown.before = self._effect.message_id

@@ -44,6 +44,7 @@ CLEARED: Final = "[Old tool result content cleared]"
 SUMMARY_HEADING: Final = "[Summary of the conversation so far]\n\n"
 CUT_SHORT: Final = frozenset({"MessageAbortedError", "InterruptedError", "TurnTimeoutError"})
 _NO_NAME: Final = re.compile(r"[^a-zA-Z0-9_-]")
+_ROOM: Final = 400  # what a turn takes beside its text
 _PRUNE_KEEPS: Final = 10  # latest answers whose tool outputs are never pruned
 
 SUMMARY_SYSTEM: Final = (
@@ -159,15 +160,16 @@ def conversation(
 class Conversation:
     """What a model is shown before it gives the answer ``before``; it grows by what is said then.
 
-    ``tokens`` is an estimate of what the turns take.
+    ``tokens`` is an estimate of what the turns take, ``size`` of the room that they take here, in
+    characters.
     """
 
-    __slots__ = ("_taken", "_tool_output", "before", "tokens", "turns")
+    __slots__ = ("_taken", "_tool_output", "before", "size", "tokens", "turns")
 
     def __init__(self, before: str | None = None, *, tool_output: int = 50_000) -> None:
         self.before = before
         self.turns: list[Turn] = []
-        self.tokens = 0
+        self.tokens = self.size = 0
         self._taken: dict[str, int] = {}
         self._tool_output = tool_output
 
@@ -188,8 +190,10 @@ class Conversation:
 
     def _append(self, turn: Turn | None) -> None:
         if turn is not None:
+            tokens = tokens_of_turns((turn,))
             self.turns.append(turn)
-            self.tokens += tokens_of_turns((turn,))
+            self.tokens += tokens
+            self.size += 4 * tokens + _ROOM + (_files(turn) if isinstance(turn, UserTurn) else 0)
 
     def _tool_uses(self, parts: tuple[AnyPart, ...], *, old: bool) -> tuple[ToolUse, ...]:
         return tuple(
@@ -197,6 +201,11 @@ class Conversation:
             for part in parts
             if isinstance(part, ToolPart)
         )
+
+
+def _files(turn: UserTurn) -> int:
+    """The characters of a turn's files, whose data may be in their addresses."""
+    return sum(len(item.url) for item in turn.content if isinstance(item, UserFile))
 
 
 def _user_turn(parts: tuple[AnyPart, ...]) -> UserTurn | None:

@@ -138,7 +138,8 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
         step: the open step; None between steps (while compacting).
         failures: broken streams in a row.
         repeats: the last call's signature and how often it came in a row.
-        said: its finished messages; all of them if ``whole``, as it is unless it was recovered.
+        said: its finished messages if ``whole``, else the last of them at most: it was recovered,
+            or is long.
     """
 
     entry: Entry

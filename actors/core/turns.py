@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from understudy.actors.core import asks, calls, compaction, open_parts, prompts
 from understudy.actors.core.commands import (
     ExecutionLost,
@@ -34,6 +36,9 @@ from understudy.store.records import (
     ToolPending,
     ToolRunning,
 )
+
+SAID_MOST: Final = 12
+"""Messages that a running turn remembers of itself; the reply of a longer one is read."""
 
 # --- steps -------------------------------------------------------------------------------------
 
@@ -187,8 +192,9 @@ def settle_step(d: Draft) -> None:
 
 
 def _with(turn: Turn, said: Pair) -> Turn:
-    """A turn after its open step: that was said."""
-    return replace(turn, step=None, said=(*turn.said, said))
+    """A turn after its open step: that was said. Of a long one only the last is remembered."""
+    whole = turn.whole and len(turn.said) < SAID_MOST
+    return replace(turn, step=None, said=(*turn.said, said) if whole else (said,), whole=whole)
 
 
 def _limit_passed(d: Draft, turn: Turn, *, more: bool) -> Failure | None:

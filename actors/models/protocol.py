@@ -65,7 +65,10 @@ Turn: TypeAlias = UserTurn | AssistantTurn
 
 
 class ModelRequest(msgspec.Struct, frozen=True, gc=False):
-    """One model call. ``session_id`` and ``purpose`` are for logs, scripts and routing."""
+    """One model call. ``session_id`` and ``purpose`` are for logs, scripts and routing.
+
+    What is in it is shown again with the next one: look at it, and change copies.
+    """
 
     session_id: str
     system: str

@@ -1,13 +1,18 @@
 """What a model is shown and what a turn said, told from memory: it is what the rows say."""
 
+import asyncio
+import contextlib
+import threading
+
 import pytest
 
-from understudy import CompactionRules, ScriptedModel, errors, tool
+from understudy import CompactionRules, FilePart, ScriptedModel, errors, tool
 from understudy.actors.core.context import Conversation, conversation
 from understudy.actors.kept import Kept
-from understudy.actors.models.protocol import UserText, UserTurn
+from understudy.actors.models.protocol import Finish, TextDelta, UserText, UserTurn
 from understudy.actors.models.scripted import Call, Fail, Gate, Say, Wait
 from understudy.store.records import AssistantMessage
+from understudy.testing import SystemClock, VirtualClock
 
 
 @tool
@@ -181,6 +186,57 @@ async def _proved(executor, _session_id):
     return 0
 
 
+@pytest.mark.parametrize("end", ["abort", "delete"])
+def test_no_model_is_asked_for_what_was_ended_before_its_step_began(opened, monkeypatch, end):
+    asked, ended = [], []
+    runtime = opened(ScriptedModel(lambda request: asked.append(request) or "late"))
+    session = runtime.create_session()
+    executor = runtime.engine.executor
+    spawn = executor._spawn
+
+    def end_at_once(*given):
+        """On the loop: the task is there, and has not begun."""
+        spawn(*given)
+        if not ended:
+            ended.append(threading.Thread(target=getattr(session, end)))
+            ended[0].start()
+            ended[0].join(15)
+
+    monkeypatch.setattr(executor, "_spawn", end_at_once)
+    with pytest.raises(errors.UnderstudyError):
+        prompted(session, "go")
+    runtime.close()
+    assert not asked
+
+
+def test_what_a_model_says_after_all_of_a_deleted_session_is_not_kept(opened):
+    class Stubborn:
+        """Does not let itself be cancelled."""
+
+        provider_id, model_id, context_limit, output_limit = "p", "m", 200_000, 8_192
+        reached, went_on = threading.Event(), threading.Event()
+
+        async def stream(self, request):
+            self.reached.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            yield TextDelta("late")
+            yield Finish("stop")
+            self.went_on.set()
+
+    model = Stubborn()
+    runtime = opened(model)
+    session = runtime.create_session()
+    session.prompt("secret")
+    assert model.reached.wait(15)
+    session.delete()
+    assert model.went_on.wait(15)
+    over = threading.Event()
+    runtime.engine.call_later(0.05, over.set)
+    assert over.wait(15)
+    assert len(runtime.engine.executor.kept) == 0
+
+
 def test_old_results_that_are_to_be_cleared_are_not_told_from_memory(opened):
     play = Play()
     compaction = CompactionRules(prune=True)
@@ -275,14 +331,78 @@ def test_what_a_caller_changes_in_a_reply_is_not_told_to_the_model(opened):
     assert (play.wrong, play.reads) == (0, [])
 
 
+def test_the_reply_to_a_turn_that_another_process_answered_is_what_that_said(opened, eventually):
+    """Its own answer came too late: it is refused, and never told."""
+    gate, clock = Gate(), VirtualClock(wall_ms=SystemClock().wall_ms())
+    mine = [[Wait(gate), Say("never stored")]]
+    late = opened(ScriptedModel(mine), on_restart="resume", clock=clock)
+    late.engine.upkeep.stop()  # as SIGSTOP would
+    session = late.create_session()
+    turn = session.prompt("go")
+    gate.wait_reached()
+    later = VirtualClock(wall_ms=clock.wall_ms() + 60_000)
+    other = opened(ScriptedModel(lambda request: "theirs"), clock=later, on_restart="resume")
+    other.engine.upkeep._orphans()
+    theirs = other.session(session.id)
+    theirs.wait_idle(timeout_s=15)
+    clock.advance(60.0)
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold():
+        held.set()
+        assert go_on.wait(15)
+
+    late.engine.store.between_commits(hold)
+    assert held.wait(15)
+    late.engine.store.renew_lease(late.engine.publisher.poll)  # commits with what comes next
+    actor = late.engine.registry.actor(session.id)
+    gate.open()
+    eventually(lambda: actor._batch is not None)
+    go_on.set()
+    reply = turn.result(timeout_s=15)
+    assert reply.messages == answers(theirs)
+    assert reply.text == "theirs"
+
+
+def test_of_a_long_turn_only_the_last_is_remembered_and_its_reply_is_whole(opened):
+    steps, remembered = [], []
+
+    def play(request):
+        steps.append(request)
+        turn = runtime.engine.registry.actor(request.session_id).state.turn
+        remembered.append(len(turn.said))
+        return Call("look", {"at": len(steps)}) if len(steps) < 20 else Say("done")
+
+    runtime = opened(ScriptedModel(play), tools=[look])
+    session = runtime.create_session()
+    reply = prompted(session, "go")
+    assert max(remembered) == 12
+    assert remembered[-1] == 1
+    assert len(reply.messages) == 20
+    assert reply.messages == answers(session)
+    assert len(runtime.engine.executor.kept) == 1
+
+
 # --- how much is kept --------------------------------------------------------------------------
 
 
-def shown(tokens, *, before="msg"):
+def shown(size, *, before="msg"):
     told = Conversation(before)
     told.turns.append(UserTurn((UserText("word"),)))
-    told.tokens = tokens
+    told.size = size
     return told
+
+
+def test_a_file_takes_the_room_of_its_data(opened):
+    session = opened().create_session()
+    data = "data:image/png;base64," + "A" * 500_000
+    picture = FilePart(id="", session_id="", message_id="", mime="image/png", url=data)
+    session.prompt(["look", picture]).result(timeout_s=15)
+    [question, answer] = session.messages()
+    told = Conversation(answer.id)
+    told.add(question.info, question.parts)
+    assert told.tokens < 2_000
+    assert 500_000 < told.size < 510_000
 
 
 def test_only_so_much_is_kept_of_what_was_used_last():
