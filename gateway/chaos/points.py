@@ -138,8 +138,9 @@ class Points:
     def _wrap_add(self) -> None:
         add = Transaction.add
 
-        def adding(tx: Transaction, change: Any) -> Any:
-            events = add(tx, change)
+        @functools.wraps(add)
+        def adding(*args: Any, **options: Any) -> Any:
+            events = add(*args, **options)
             self._noted.update(_BEFORE[each.type] for each in events if each.type in _BEFORE)
             return events
 
