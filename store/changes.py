@@ -160,7 +160,7 @@ class Transaction:
 
         As many changes as ``groups`` puts together.
         """
-        if len(changes) == 1:
+        if len(changes) <= 1:
             return False
         values = list(chain.from_iterable(map(_claimed, changes)))
         done = self.connection.execute(_fences(len(changes)), values)

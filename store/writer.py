@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -201,18 +201,16 @@ class Writer:
     def _apply(self, jobs: Sequence[Job]) -> list[tuple[Job, Exception | None]]:
         outcome: list[tuple[Job, Exception | None]] = []
         tx = Transaction(self._connection, self._statements)
-        for changing, run in groupby(jobs, key=lambda job: job.change is not None):
-            for together in groups(list(run)):
-                # Right before they are added: one may be refused by what the ones before it did.
-                changes = [job.change for job in together if job.change is not None]
-                fenced = changing and tx.fence(changes)
-                for job in together:
-                    try:
-                        job.apply(tx, fenced=fenced)
-                    except UnderstudyError as refusal:
-                        outcome.append((job, refusal))
-                    else:
-                        outcome.append((job, None))
+        for together in _groups(jobs):
+            # Right before they are added: one may be refused by what the ones before it did.
+            fenced = tx.fence([job.change for job in together if job.change is not None])
+            for job in together:
+                try:
+                    job.apply(tx, fenced=fenced)
+                except UnderstudyError as refusal:
+                    outcome.append((job, refusal))
+                else:
+                    outcome.append((job, None))
         tx.flush()
         return outcome
 
@@ -257,6 +255,12 @@ class Writer:
     def _fire(self, point: str) -> None:
         if self._fault is not None:
             self._fault(point)
+
+
+def _groups(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    """Jobs in order, changes apart from other work: as many as are fenced at once."""
+    for _, run in groupby(jobs, key=lambda job: job.change is not None):
+        yield from groups(list(run))
 
 
 def _as_ours(error: Exception) -> Exception:
