@@ -71,10 +71,10 @@ class Batch:
             else:
                 reply.set(value)
 
-    def said(self, turn: int) -> tuple[Pair, ...] | None:
-        """All messages of a turn that it ends with an answer, if they are known."""
+    def said(self, reply_id: str) -> tuple[Pair, ...] | None:
+        """All messages of a turn that it ends with this answer, if they are known."""
         for effect in self.effects:
-            if type(effect) is Answered and effect.turn == turn and effect.whole:
+            if type(effect) is Answered and effect.whole and effect.said[-1][0].id == reply_id:
                 return effect.said
         return None
 

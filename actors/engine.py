@@ -396,10 +396,10 @@ class Engine:
             return actor.state.info
         return self.record_of(session_id)
 
-    def said(self, session_id: str, turn: int) -> Sequence[Pair] | None:
-        """All messages of a turn that was answered, if its end is being told here and now."""
+    def said(self, session_id: str, reply_id: str) -> Sequence[Pair] | None:
+        """All messages of a turn up to its answer, if that is being told here and now."""
         actor = self.registry.actor(session_id)
-        return actor.said(turn) if actor is not None else None
+        return actor.said(reply_id) if actor is not None else None
 
     @property
     def tracker(self) -> SessionTracker:

@@ -201,7 +201,12 @@ class Executor:
         raise InvalidInput(f"No model {wanted} in this runtime", field="model")
 
     def keep(self, session_id: str, message_id: str, shown: Conversation) -> None:
-        """Keep what was shown for a message, if nobody has given up on that meanwhile."""
+        """Keep what was shown for a message, if nobody has given up on that meanwhile.
+
+        Where old results are cleared nothing is told from memory, and nothing kept.
+        """
+        if self.rules.compaction.prune:
+            return
         execution = self._executions.get(session_id)
         if execution is not None and message_id in execution.tasks:
             self.kept.put(session_id, shown)

@@ -131,12 +131,12 @@ class SessionActor(PooledActor):
         """Handlers run our code and SQLite's, no more; but once one has failed, who knows."""
         return not self._crashes
 
-    def said(self, turn: int) -> tuple[Pair, ...] | None:
-        """All messages of a turn whose end is being told, if it was this one that ended it."""
+    def said(self, reply_id: str) -> tuple[Pair, ...] | None:
+        """All messages of the turn whose answer is being told, if it was this one that ended it."""
         batch = self._batch
         if batch is None or self.state is not batch.state:
             return None  # it is not committed: what is told is how another process ended it
-        return batch.said(turn)
+        return batch.said(reply_id)
 
     # --- receiving -----------------------------------------------------------------------------
 

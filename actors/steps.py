@@ -107,20 +107,18 @@ class StepRun:
 
     def _told_on(self) -> Conversation | None:
         """What the answer before was shown, and what was said since; None if that is not all."""
-        follows, rules = self._effect.follows, self._executor.rules
-        shown = self._executor.kept.take(self._session_id)
-        if follows == "":
-            shown = Conversation("", tool_output=rules.limits.tool_output)
-        if shown is None or shown.before != follows:
+        executor, effect = self._executor, self._effect
+        shown = executor.kept.take(self._session_id)
+        if effect.follows == "":
+            shown = Conversation("", tool_output=executor.rules.limits.tool_output)
+        if shown is None or effect.said is None or shown.before != effect.follows:
             return None
-        if rules.compaction.prune:
+        if executor.rules.compaction.prune:
             return None  # what was shown before is shown in part now
-        executor = self._executor
         if not executor.lasts(self._term) or executor.is_cancelling(self._session_id):
             return None  # the rows say whether anybody wants an answer, of this process
-        for pair in self._effect.said:
-            shown.add(*pair)
-        shown.before = self._effect.message_id
+        shown.add(*effect.said)
+        shown.before = effect.message_id
         return shown
 
     def _shown(self) -> Conversation:

@@ -115,22 +115,22 @@ class Turn(Handle):
         ended.then(lambda _: self._report(ended, done))
 
     def _report(self, ended: Pending[Any], done: Pending[Any]) -> None:
-        engine, prompt = self._runtime.engine, ended.result() if ended.error is None else None
-        turn = _answered_in(prompt)
-        said = engine.said(self.session.id, turn) if turn is not None else None
-        if prompt is not None and said is not None:
-            done.set((prompt.reply_id, said))
+        engine = self._runtime.engine
+        reply_id = ended.result().reply_id if ended.error is None else None
+        said = engine.said(self.session.id, reply_id) if reply_id is not None else None
+        if said is not None:
+            done.set((reply_id, said))
         else:
             engine.in_background(lambda: self._answer(ended), done)
 
     def _answer(self, ended: Pending[Any]) -> tuple[str | None, Any]:
         prompt: Prompt = ended.result()
-        if (turn := _answered_in(prompt)) is None:
-            raise self._error(prompt)
-        pairs = self._runtime.engine.store.read.turn(self.session.id, turn)
-        if not pairs:
-            raise deleted_error(self.session.id)
-        return prompt.reply_id, pairs
+        if prompt.outcome == "answered" and prompt.turn is not None:
+            pairs = self._runtime.engine.store.read.turn(self.session.id, prompt.turn)
+            if not pairs:
+                raise deleted_error(self.session.id)
+            return prompt.reply_id, pairs
+        raise self._error(prompt)
 
     def _error(self, prompt: Prompt) -> Exception:
         where = {"session_id": self.session.id, "message_id": prompt.message_id}
@@ -194,11 +194,6 @@ class Turn(Handle):
         """End this turn, running or waiting. False if it is over."""
         command = Abort(message_id=self.message_id)
         return self.session._command(Done(), command)
-
-
-def _answered_in(prompt: Prompt | None) -> int | None:
-    """The turn that answered a prompt."""
-    return prompt.turn if prompt is not None and prompt.outcome == "answered" else None
 
 
 class _Follow:

@@ -14,14 +14,14 @@ class RunStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     ``follows`` is the answer after whose beginning nothing was said but that and ``said``: what
     the model was shown for it, and this, is all there is to show. It is empty where ``said`` is
-    all that was ever said, and None where that is not known.
+    all that was ever said. Either is None where that is not known.
     """
 
     message_id: str
     prompt: Prompt
     model: ModelRef
     follows: str | None = None
-    said: tuple[Pair, ...] = ()
+    said: Pair | None = None
     delay_s: float = 0.0
 
 
@@ -62,9 +62,8 @@ class ResolveAsk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A turn has its answer: ``said`` are its messages, all of them if ``whole``."""
+    """A turn has its answer, the last of ``said``: its messages, all of them if ``whole``."""
 
-    turn: int
     said: tuple[Pair, ...]
     whole: bool
 

@@ -50,7 +50,7 @@ def submit(d: Draft, command: SubmitPrompt) -> Prompt:
     follows = d.follows
     entry, parts = _accept(d, command, start=not busy)
     if not busy:
-        _begin(d, entry, follows=follows, said=((entry.message, parts),))
+        _begin(d, entry, follows=follows, said=(entry.message, parts))
         return entry.prompt
     enqueue(d, entry)
     if command.when_busy == "interrupt" and d.turn is not None:
@@ -122,9 +122,7 @@ def start_turn(d: Draft) -> None:
     _begin(d, entry)
 
 
-def _begin(
-    d: Draft, entry: Entry, *, follows: str | None = None, said: tuple[Pair, ...] = ()
-) -> None:
+def _begin(d: Draft, entry: Entry, *, follows: str | None = None, said: Pair | None = None) -> None:
     """See ``RunStep`` for ``follows`` and ``said``."""
     prompt = replace(entry.prompt, turn=entry.message.turn, attempts=entry.prompt.attempts + 1)
     d.emit(PromptStarted(session_id=d.session_id, info=prompt))

@@ -48,7 +48,7 @@ def open_step(
     turn: Turn,
     *,
     follows: str | None = None,
-    said: tuple[Pair, ...] = (),
+    said: Pair | None = None,
     delay_s: float = 0.0,
 ) -> None:
     """Start the turn's next model call; see ``RunStep`` for ``follows`` and ``said``."""
@@ -185,7 +185,7 @@ def settle_step(d: Draft) -> None:
         d.put_info(d.info)
         advance(d, last=said if d.turn is turn else None)
     else:
-        d.start(Answered(turn=turn.number, said=turn.said, whole=turn.whole))
+        d.start(Answered(said=turn.said, whole=turn.whole))
         d.answer = message.id
         end_turn(d, "answered", reply_id=message.id)
         advance(d)
@@ -301,9 +301,9 @@ def advance(d: Draft, *, last: Pair | None = None, delay_s: float = 0.0) -> None
     ):
         return
     if turn is not None and (pending is None or not pending.part.auto):
-        follows, said = (None, ()) if last is None else (last[0].id, (last,))
+        follows = last[0].id if last is not None else None
         turn = prompts.join_steering(d, turn)
-        open_step(d, turn, follows=follows, said=said, delay_s=delay_s)
+        open_step(d, turn, follows=follows, said=last, delay_s=delay_s)
     elif pending is not None and not d.closing:
         compaction.start(d)
     elif d.queue and not d.closing:

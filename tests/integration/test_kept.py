@@ -243,6 +243,7 @@ def test_old_results_that_are_to_be_cleared_are_not_told_from_memory(opened):
     runtime = play.watch(opened(ScriptedModel(play), tools=[look], compaction=compaction))
     prompted(runtime.create_session(), "one")
     assert len(play.reads) == 2
+    assert len(runtime.engine.executor.kept) == 0
 
 
 # --- replies -----------------------------------------------------------------------------------

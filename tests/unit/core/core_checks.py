@@ -169,10 +169,10 @@ def check_request(stage: Stage, message_id: str, effect: RunStep) -> None:
             assert shown == (prompt.turn is not None) or summarised, "a prompt is not in its place"
     assert effect.prompt == rows.prompts[effect.prompt.message_id]
     if effect.follows is not None:
-        first = effect.said[0][0].id
+        assert effect.said is not None, "what was said since is not told"
+        first = effect.said[0].id
         shown = conversation(rows.transcript(), revert=rows.info.revert, before=first)
-        for pair in effect.said:
-            shown.add(*pair)
+        shown.add(*effect.said)
         assert tuple(shown.turns) == turns, "more was said than by the answer before"
 
 
