@@ -41,14 +41,16 @@ class Intensity:
 
         self._record(session_id, done=recorded, **options)
 
+    def deleted(self, session_id: str) -> None:
+        """By anybody: whoever has been told so has forgotten its crashes, if it comes back."""
+        self._unsure.add(session_id)
+
     def committed(self, events: Iterable[Told], crashes: dict[str, int]) -> Iterator[Finding]:
         """What is wrong with events of one commit; ``crashes`` are those in a row, by session."""
         kinds: dict[str, set[str]] = {}
         for session_id, _, kind in events:
             kinds.setdefault(session_id, set()).add(kind)
         for session_id, told in kinds.items():
-            if "session.deleted" in told:
-                self._unsure.add(session_id)
             if "actor.crashed" in told and session_id in self._under_way:
                 at_s = self._under_way.pop(session_id)
                 counted = self._counted.setdefault(session_id, [])

@@ -279,7 +279,11 @@ class Stage:
         for line in self.watch.committed(process.engine.id):
             self.note(line)
         crashes = {story.id: story.crashes for story in self.watch.stories.values()}
-        for finding in self._intensities[process].committed(self.watch.log[cursor:], crashes):
+        news = self.watch.log[cursor:]
+        for gone in [event.session_id for event in news if event.kind == "session.deleted"]:
+            for intensity in self._intensities.values():
+                intensity.deleted(gone)
+        for finding in self._intensities[process].committed(news, crashes):
             self.found(*finding)
         self.hooks.expect(process, self.watch.ended[ended:])
         seconds = self.freeze_in_call_s
