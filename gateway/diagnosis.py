@@ -19,6 +19,7 @@ from understudy.actors.core.decide import decide
 from understudy.actors.core.state import Moment, Rules, State
 from understudy.actors.loading import loaded_of
 from understudy.gateway.audit import audit
+from understudy.store import journal
 from understudy.store.database import SCHEMA_VERSION, WAL_LIMIT_BYTES, check_existing, translated
 from understudy.store.events import decode_fact
 from understudy.store.reads import Reads
@@ -138,7 +139,8 @@ def damaged_rows(c: sqlite3.Connection) -> list[DamagedRow]:
 def _is_readable(table: str, row: dict[str, Any]) -> bool:
     try:
         if table == "journal":
-            decode_fact(row["type"], row["data"])
+            for kind, line in journal.parted(row["types"], row["data"]):
+                decode_fact(kind, line)
         else:
             _DECODERS[table](row["data"])
     except (msgspec.DecodeError, TypeError, KeyError):

@@ -20,6 +20,7 @@ from understudy import Runtime
 from understudy.errors import StoreBusy
 from understudy.gateway.diagnosis import DamagedRow, damaged_rows, dead_locks, live_runtimes
 from understudy.gateway.fold import Tables, fold
+from understudy.store import journal
 from understudy.store.database import check_existing, prepare, translated
 from understudy.store.reads import Reads
 from understudy.store.records import Session, SessionTime
@@ -126,11 +127,13 @@ def _session_of(columns: dict[str, Any]) -> Session:
 def _told(c: sqlite3.Connection, session_id: str) -> Tables:
     """What the journal says of a session, if it reaches back to the beginning; else nothing."""
     rows = c.execute(
-        "SELECT type, data FROM journal WHERE session_id = ? ORDER BY seq", (session_id,)
+        "SELECT types, data FROM journal WHERE session_id = ? ORDER BY seq", (session_id,)
     ).fetchall()
     try:
-        events = [(kind, msgspec.json.decode(data)) for kind, data in rows]
-    except (msgspec.DecodeError, TypeError):
+        events = [
+            (kind, msgspec.json.decode(line)) for row in rows for kind, line in journal.parted(*row)
+        ]
+    except msgspec.DecodeError:
         return {}
     return fold(events) if events and events[0][0] == "session.created" else {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -57,14 +58,28 @@ def rows_of(c: sqlite3.Connection, session_id: str) -> Rows:
                 rows.damaged.append(f"{table} {row[key]} cannot be read")
             else:
                 rows.tables[table][row[key]] = record
-    for row in c.execute("SELECT * FROM journal WHERE session_id = ? ORDER BY seq", (session_id,)):
-        fact = decoded(row["data"])
-        if fact is None:
-            rows.damaged.append(f"event {row['cursor']} cannot be read")
-            rows.whole = False
-        else:
-            rows.events.append((row["seq"], row["cursor"], row["type"], fact))
+    sql = "SELECT seq, cursor, types, data FROM journal WHERE session_id = ? ORDER BY seq"
+    for row in c.execute(sql, (session_id,)):
+        for seq, cursor, kind, fact in events_of(*row):
+            if fact is None:
+                rows.damaged.append(f"event {cursor} cannot be read")
+                rows.whole = False
+            else:
+                rows.events.append((seq, cursor, kind, fact))
     return rows
+
+
+def events_of(
+    seq: int, cursor: int, types: str, data: Any
+) -> Iterator[tuple[int, int, str, Row | None]]:
+    """The events in a row of the journal: (seq, cursor, type, payload), None if that is damaged."""
+    kinds = types.split(" ")
+    lines = data.splitlines() if isinstance(data, bytes) else []
+    whole = len(lines) == len(kinds)
+    for number, kind in enumerate(kinds):
+        later = len(kinds) - 1 - number
+        fact = decoded(lines[number]) if whole else None
+        yield seq - later, cursor - later, kind, fact
 
 
 def decoded(data: Any) -> Row | None:

@@ -16,7 +16,7 @@ import msgspec
 from peewee import Database, SqliteDatabase
 
 from understudy.errors import SessionFenced
-from understudy.store import schema
+from understudy.store import journal, schema
 from understudy.store.events import (
     AnyFact,
     Event,
@@ -34,7 +34,6 @@ from understudy.store.events import (
     QuestionReplied,
     SessionCreated,
     SessionUpdated,
-    encode_fact,
 )
 from understudy.store.records import (
     AnyPart,
@@ -182,9 +181,12 @@ class Transaction:
         return self.append(change.session_id, change.seq, change.time_ms, change.facts)
 
     def append(
-        self, session_id: str, seq: int, time_ms: int, facts: Iterable[AnyFact]
+        self, session_id: str, seq: int, time_ms: int, facts: Sequence[AnyFact]
     ) -> list[Event]:
         """Give facts their numbers and collect their rows."""
+        self._journal += journal.rows_of(
+            facts, session_id=session_id, cursor=self.cursor, seq=seq, time_ms=time_ms
+        )
         events = []
         for fact in facts:
             seq += 1
@@ -192,9 +194,6 @@ class Transaction:
             projector = _PROJECTORS.get(type(fact))
             if projector is not None:
                 projector(self, fact, seq)
-            self._journal.append(
-                (self.cursor, session_id, seq, time_ms, fact.type, bytearray(encode_fact(fact)))
-            )
             events.append(Event(fact.type, session_id, self.cursor, seq, time_ms, fact))
         return events
 
@@ -237,7 +236,7 @@ class Transaction:
             info.time.updated,
             info.time.archived,
             int(info.internal),
-            _blob(info),
+            blob(info),
         )
 
     def put_message(self, message: Message, seq: int) -> None:
@@ -249,7 +248,7 @@ class Transaction:
             row[3] if row is not None else seq,
             message.role,
             int(isinstance(message, AssistantMessage) and message.time.completed is None),
-            _blob(message),
+            blob(message),
         )
 
     def put_part(self, part: AnyPart, seq: int) -> None:
@@ -261,7 +260,7 @@ class Transaction:
             row[3] if row is not None else seq,
             part.__struct_config__.tag,
             int(is_open(part)),
-            _blob(part),
+            blob(part),
         )
 
     def put_prompt(self, prompt: Prompt, seq: int) -> None:
@@ -271,7 +270,7 @@ class Transaction:
             *key,
             row[2] if row is not None else seq,
             int(prompt.outcome is None),
-            _blob(prompt),
+            blob(prompt),
         )
 
     def put_ask(self, ask: Ask, seq: int) -> None:
@@ -281,7 +280,7 @@ class Transaction:
             *key,
             row[2] if row is not None else seq,
             int(ask.replied is None),
-            _blob(ask),
+            blob(ask),
         )
 
     def remove_message(self, session_id: str, message_id: str) -> None:
@@ -306,7 +305,7 @@ def groups(rows: Sequence[T]) -> Iterator[Sequence[T]]:
             start += size
 
 
-def _blob(record: Record) -> bytearray:
+def blob(record: Record) -> bytearray:
     """A record as its row has it.
 
     No bytes: for those, as for a bool, sqlite3 first looks for an adapter, in vain, which takes

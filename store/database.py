@@ -28,7 +28,7 @@ Durability = Literal["full", "normal"]
 
 APPLICATION_ID: Final = 0x756E6473  # "unds"
 OLDEST_SQLITE: Final = (3, 35)
-SCHEMA_VERSION: Final = 2  # the number of the newest migration
+SCHEMA_VERSION: Final = 3  # the number of the newest migration
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S: Final = 5.0
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024

@@ -250,28 +250,12 @@ def deleted_by(events: Sequence[Event]) -> list[Session]:
     return [event.data.info for event in events if isinstance(event.data, SessionDeleted)]
 
 
-_encode = msgspec.json.Encoder().encode
 _decoders = {name: msgspec.json.Decoder(cls).decode for name, cls in FACTS.items()}
 
 
-def encode_fact(fact: Fact) -> bytes:
-    """The payload as JSON, in OpenCode's shape."""
-    return _encode(fact)
-
-
 def decode_fact(event_type: str, data: bytes) -> AnyFact:
-    """The payload of a journal row.
+    """An event's payload, from JSON in OpenCode's shape.
 
     Raises ``msgspec.DecodeError``, or ``KeyError`` for a type that this version does not know.
     """
     return _decoders[event_type](data)
-
-
-def read_event(row: tuple[str, str, int, int, int, bytes]) -> Event:
-    """The event of a journal row; one that cannot be read is told as ``events.damaged``."""
-    event_type, session_id, cursor, seq, time_ms, data = row
-    try:
-        fact: EventData = decode_fact(event_type, data)
-    except (msgspec.DecodeError, KeyError, TypeError):
-        fact = EventDamaged(session_id=session_id, was=event_type)
-    return Event(fact.type, session_id, cursor, seq, time_ms, fact)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+import math
 import os
 import queue
 import sqlite3
@@ -17,10 +18,10 @@ import msgspec
 import peewee
 
 from understudy.errors import InvalidInput, RuntimeClosed, StoreError
+from understudy.store import journal
 from understudy.store.claims import Orphan
 from understudy.store.database import Durability, check_existing, connect, translate
-from understudy.store.events import Event, read_event
-from understudy.store.journal import CURSORS
+from understudy.store.events import Event
 from understudy.store.records import (
     Ask,
     CompactionPart,
@@ -469,22 +470,25 @@ class Reads:
         upto: int | None = None,
     ) -> list[Event]:
         """Events with a cursor above ``after``, in order."""
-        sql = "SELECT type, session_id, cursor, seq, time_ms, data FROM journal WHERE cursor > ?"
+        sql = f"SELECT {journal.COLUMNS} FROM journal WHERE cursor > ?"  # noqa: S608 - constants
         values: list[Any] = [after]
         if session_id is not None:
             sql += " AND session_id = ?"
             values.append(session_id)
-        if upto is not None:
-            sql += " AND cursor <= ?"
-            values.append(upto)
+        last = math.inf if upto is None else upto
+        found: list[Event] = []
         with self.connection() as c:
-            rows = c.execute(f"{sql} ORDER BY cursor LIMIT ?", (*values, limit)).fetchall()
-        return [read_event(row) for row in rows]
+            for row in c.execute(f"{sql} ORDER BY cursor LIMIT ?", (*values, limit)):
+                events = journal.events_of(row)
+                found += [event for event in events if after < (event.cursor or 0) <= last]
+                if len(found) >= limit or row[0] >= last:
+                    break
+        return found[:limit]
 
     def cursors(self) -> tuple[int, int]:
         """The oldest and the newest cursor of the journal; (0, 0) when it is empty."""
         with self.connection() as c:
-            row = c.execute(CURSORS).fetchone()
+            row = c.execute(journal.CURSORS).fetchone()
         return row[0], row[1]
 
     # --- supervision ---------------------------------------------------------------------------
@@ -512,17 +516,19 @@ def cursor_before(c: sqlite3.Connection, session_id: str, seq: int) -> int:
     """The cursor before a session's event; 0 when the journal does not have it.
 
     A session's events are in the order of both numbers, so it is found by halving: an index by
-    ``seq`` would cost every event more than this costs the few who ask.
+    ``seq`` would cost every change more than this costs the few who ask.
     """
 
-    def last_seq(cursor: int) -> int:
+    def row_at(cursor: int) -> tuple[int, str]:
         row = c.execute(
-            "SELECT seq FROM journal WHERE session_id = ? AND cursor <= ? "
+            "SELECT seq, types FROM journal WHERE session_id = ? AND cursor <= ? "
             "ORDER BY cursor DESC LIMIT 1",
             (session_id, cursor),
         ).fetchone()
-        return row[0] if row else -1
+        return row or (-1, "")
 
-    oldest, newest = c.execute(CURSORS).fetchone()
-    place = bisect.bisect_left(range(newest + 1), seq, lo=oldest, key=last_seq)
-    return place - 1 if place <= newest and last_seq(place) == seq else 0
+    oldest, newest = c.execute(journal.CURSORS).fetchone()
+    place = bisect.bisect_left(range(newest + 1), (seq, ""), lo=oldest, key=row_at)
+    last, types = row_at(place)
+    is_here = place <= newest and last - journal.size(types) < seq
+    return place - 1 - (last - seq) if is_here else 0

@@ -1,8 +1,7 @@
 """What a store keeps, as frozen structs: sessions, messages, parts, prompts and asks.
 
-Attribute names are Python's; encoded with ``msgspec.json`` they are OpenCode's wire shapes, so a
-record is encoded once and goes to the table, the journal and the network as it is. Times are
-wall-clock milliseconds since the epoch.
+Attribute names are Python's; encoded with ``msgspec.json`` they are OpenCode's wire shapes, the
+same in the table, the journal and the network. Times are wall-clock milliseconds since the epoch.
 """
 
 from __future__ import annotations

@@ -122,13 +122,13 @@ class Ask(Model):
 
 
 class Journal(Model):
-    """Every event, in the order it was committed."""
+    """Every event, in the order it was committed: a row for a change, see ``journal``."""
 
     cursor = BigIntegerField(primary_key=True)
     session_id = TextField()
     seq = BigIntegerField()
     time_ms = BigIntegerField()
-    type = TextField()
+    types = TextField()
     data = BlobField()
 
     class Meta:

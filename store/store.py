@@ -327,13 +327,13 @@ class Store:
     def trim_journal(self, retention: journal.Retention) -> None:
         """Trim to retention, piece by piece, between other work."""
 
-        def work(tx: Transaction) -> tuple[int, list[Event]]:
+        def work(tx: Transaction) -> tuple[bool, list[Event]]:
             now_ms = self._wall_ms()
             journal.trim_tombstones(tx, older_than_ms=now_ms - TOMBSTONES_KEPT_MS)
             return journal.trim(tx, retention=retention, now_ms=now_ms), []
 
-        def done(removed: int | None, _: list[Event], error: BaseException | None) -> None:
-            if error is None and removed == journal.TRIM_AT_ONCE:
+        def done(more: Any, _: list[Event], error: BaseException | None) -> None:
+            if error is None and more:
                 self.submit(work, done)
 
         self.submit(work, done)

@@ -80,11 +80,10 @@ def journal(run: Run) -> Iterator[Figure]:
             runtime.engine.store.trim_journal(retention)
             wal = max(wal, size(Path(f"{path}-wal")))
         runtime.engine.store.run(lambda _: None)
-        events = runtime.engine.store.run(
-            lambda tx: tx.connection.execute("SELECT count(*) FROM journal").fetchone()[0]
-        )
+        oldest, newest = runtime.engine.store.read.cursors()
         held = size(path)
-    yield figure(f"events kept after {played:,} turns", events, "", "at most", kept + 10_000)
+    what = f"events kept after {played:,} turns"
+    yield figure(what, newest - oldest + 1, "", "at most", kept + 10_000)
     yield figure(f"log (WAL) at its largest in {played:,} turns", wal / 1e6, "MB", "at most", 64)
     yield Figure(what=f"database after {played:,} turns", value=held / 1e6, unit="MB")
 

@@ -200,10 +200,16 @@ class _Rows:
 
     def event(self, cursor: int) -> Named | str | None:
         """Session and type of an event; None if it was trimmed."""
-        sql = "SELECT session_id, type FROM journal WHERE cursor = ?"
-        row: Named | None = self._connection.execute(sql, (cursor,)).fetchone()
+        sql = "SELECT cursor, session_id, types FROM journal WHERE cursor >= ? ORDER BY cursor"
+        found = self._connection.execute(f"{sql} LIMIT 1", (cursor,)).fetchone()
         (oldest,) = self._connection.execute("SELECT min(cursor) FROM journal").fetchone()
-        return row or (None if oldest is not None and cursor < oldest else "missing")
+        if found is None:
+            return "missing"
+        last, session_id, types = found
+        before = types.split(" ")[: -(last - cursor) or None]
+        if before:
+            return session_id, before[-1]
+        return None if last == oldest else "missing"
 
     def left(self, session_id: str) -> list[str]:
         """The tables with anything of a session that is gone."""

@@ -8,7 +8,8 @@ The tables (see ``store/schema.py``); ``data`` holds the record as JSON:
     part     session_id, id, message_id, seq, kind, open (no result, no end, live marker), data
     inbox    session_id, message_id, seq, open (no outcome yet), data
     ask      session_id, id, seq, open (nobody replied), data
-    journal  cursor, session_id, seq, time_ms, type, data
+    journal  cursor, session_id, seq, time_ms, types, data: a row for a change, its events with a
+             space or a line break between; cursor and seq are those of the last
     restart  session_id, total, consecutive, …, quarantined_ms
     tombstone  session_id, epoch, seq, deleted_ms
 
@@ -67,6 +68,17 @@ def table(path: Path, name: str) -> list[tuple[Any, ...]]:
 def snapshot(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     names = ("session", "message", "part", "inbox", "ask", "journal", "restart", "tombstone")
     return {name: table(path, name) for name in names}
+
+
+def events(path: Path, session_id: str | None = None) -> list[tuple[int, int, str]]:
+    """The journal's events in order, of one session or of all: (cursor, seq, type)."""
+    rows = query(path, "SELECT cursor, seq, types, session_id FROM journal ORDER BY cursor")
+    return [
+        (cursor - back, seq - back, kind)
+        for cursor, seq, types, owner in rows
+        if session_id in (None, owner)
+        for back, kind in zip(range(types.count(" "), -1, -1), types.split(" "), strict=True)
+    ]
 
 
 def records(path: Path, name: str) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from cast import Tools, obedient
-from plant import query, rows_of, write
+from plant import events, query, rows_of, write
 from processes import Child, ChildError
 
 from understudy import RestartPolicy, Runtime, ScriptedModel, Session, signals
@@ -73,7 +73,7 @@ def test_b13_and_f071_nothing_a_running_turn_does_late_brings_the_session_back(
         assert query(path, "SELECT count(*) FROM journal") != journal
         assert query(
             path,
-            "SELECT type FROM journal WHERE session_id = ? ORDER BY cursor DESC LIMIT 1",
+            "SELECT types FROM journal WHERE session_id = ? ORDER BY cursor DESC LIMIT 1",
             session.id,
         ) == [("session.deleted",)]
     with Runtime(path, model=obedient()) as runtime:
@@ -387,7 +387,7 @@ def test_b19_and_f070_a_tight_loop_of_create_prompt_and_delete(path: Path) -> No
                 assert turn.result(timeout_s=30).text == str(n)
             session.delete()
         assert runtime.sessions() == []
-        seqs = [row[0] for row in query(path, "SELECT seq FROM journal ORDER BY cursor")]
+        seqs = [seq for _, seq, _ in events(path)]
         assert seqs == list(range(1, len(seqs) + 1)), "one numbering over all incarnations"
 
 

@@ -31,10 +31,8 @@ def test_f106_many_threads_write_through_one_writer_and_lose_nothing(path):
         assert not [turn for turn in turns if isinstance(turn, Exception)]
         said = sorted(int(turn.result(timeout_s=WAIT_S).text) for turn in turns)
         assert said == list(range(50))
-    rows = plant.query(
-        path, "SELECT seq FROM journal WHERE session_id = ? ORDER BY cursor", session.id
-    )
-    assert [seq for (seq,) in rows] == list(range(1, len(rows) + 1))
+    seqs = [seq for _, seq, _ in plant.events(path, session.id)]
+    assert seqs == list(range(1, len(seqs) + 1))
 
 
 @pytest.mark.parametrize("point", ["begin", "commit"])
@@ -257,7 +255,8 @@ def test_f118_what_retention_took_is_told_as_a_gap(path):
     with Runtime(path, model=obedient()) as runtime, runtime.events(after=3) as events:
         first, second = next(iter(events)), next(iter(events))
         assert (first.type, first.data.after) == ("events.gap", 3)
-        assert second.cursor == first.data.oldest == 20
+        # The change that event 20 belongs to is there from its first event on.
+        assert 3 < second.cursor == first.data.oldest <= 20
 
 
 def test_f119_a_connection_broken_before_its_first_event_keeps_its_cursor(path):

@@ -492,8 +492,9 @@ def test_a_healthy_database_is_healthy(database: Path):
         ("UPDATE message SET data = '{}' WHERE session_id = 'one'", "damaged"),
         ("UPDATE session SET data = '[]' WHERE id = 'one'", "damaged"),
         ("UPDATE part SET data = data", ""),
-        ("UPDATE journal SET data = '{' WHERE session_id = 'one' AND seq = 4", "damaged"),
-        ("UPDATE journal SET type = 'no.such' WHERE session_id = 'one' AND seq = 4", "damaged"),
+        ("UPDATE journal SET data = '{' WHERE session_id = 'one' AND seq > 4", "damaged"),
+        ("UPDATE journal SET types = 'no.such' WHERE session_id = 'one' AND seq = 1", "damaged"),
+        ("UPDATE journal SET types = types || ' session.idle' WHERE seq > 4", "damaged"),
     ],
 )
 def test_damaged_rows_are_found_and_repaired(database: Path, damage: str, kind: str):

@@ -241,7 +241,8 @@ def test_a_client_behind_the_journal_is_told_of_the_gap(opened):
     with runtime.events(after=1) as events:
         gap = events.next(timeout_s=10)
         assert gap.type == "events.gap"
-        assert (gap.data.after, gap.data.oldest) == (1, runtime.cursor - 4)
+        assert gap.data.after == 1
+        assert 1 < gap.data.oldest <= runtime.cursor - 4  # whole changes are kept
         assert events.next(timeout_s=10).cursor == gap.data.oldest
     with runtime.events(after=runtime.cursor - 3) as events:
         assert events.next(timeout_s=10).cursor == runtime.cursor - 2

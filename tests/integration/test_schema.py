@@ -1,13 +1,17 @@
 """The models say what the migration makes: columns, keys and indexes."""
 
 import sqlite3
+from contextlib import closing
 
+import msgspec
+import pytest
 from peewee import SqliteDatabase
 from playhouse.migrations import Runner
 
 from understudy import Runtime, ScriptedModel
 from understudy.store import schema
 from understudy.store.database import APPLICATION_ID, MIGRATIONS, prepare
+from understudy.store.reads import open_readonly
 
 
 def shape(path):
@@ -53,16 +57,43 @@ def as_of(path, target, today):
     for table in schema.MODELS:
         columns = ", ".join(field.column_name for field in table._meta.sorted_fields)
         name = table._meta.table_name
+        if name == "journal":
+            one_event_each(database, today)
+            continue
         database.execute_sql(f"INSERT INTO {name} ({columns}) SELECT {columns} FROM today.{name}")
     database.close()
     return path
 
 
+def one_event_each(database, today):
+    """The journal as the first two schemas have it."""
+    for event in told(today):
+        database.execute_sql(
+            "INSERT INTO journal (cursor, session_id, seq, time_ms, type, data) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                event.cursor,
+                event.session_id,
+                event.seq,
+                event.time_ms,
+                event.type,
+                msgspec.json.encode(event.data),
+            ),
+        )
+
+
+def told(path):
+    """Every event."""
+    with closing(open_readonly(path)) as reads:
+        return reads.events(after=0)
+
+
 def rows(path):
-    """Every row of every table, by column name."""
+    """Every row of every table but the journal's, by column name."""
     connection = sqlite3.connect(path)
     connection.row_factory = sqlite3.Row
     names = [table._meta.table_name for table in schema.MODELS]
+    names.remove("journal")
     found = {
         name: sorted(repr(dict(row)) for row in connection.execute(f"SELECT * FROM {name}"))
         for name in names
@@ -71,7 +102,8 @@ def rows(path):
     return found
 
 
-def test_a_database_of_the_first_schema_keeps_every_row_and_goes_on(tmp_path):
+@pytest.mark.parametrize("target", ["0001_initial", "0002_time_order"])
+def test_a_database_of_an_earlier_schema_keeps_every_row_and_goes_on(tmp_path, target):
     model = ScriptedModel(["one", "two"])
     with Runtime(tmp_path / "today.db", model=model) as runtime:
         session, other = runtime.create_session(), runtime.create_session()
@@ -79,11 +111,12 @@ def test_a_database_of_the_first_schema_keeps_every_row_and_goes_on(tmp_path):
         other.prompt("b").result(timeout_s=15)
         said = [message.text for message in session.messages()]
         kept = (session.id, other.id)
-    old = as_of(tmp_path / "old.db", "0001_initial", tmp_path / "today.db")
+    old = as_of(tmp_path / "old.db", target, tmp_path / "today.db")
     before = rows(old)
-    assert before["inbox"] and before["part"] and before["journal"]
+    assert before["inbox"] and before["part"]
     prepare(old).close()
     assert rows(old) == before
+    assert told(old) == told(tmp_path / "today.db") != []
     assert shape(old) == shape(tmp_path / "today.db")
     with Runtime(old, model=model) as runtime:
         session, other = (runtime.session(session_id) for session_id in kept)

@@ -299,7 +299,7 @@ def _keep_quiet_about_an_overflow() -> AbstractContextManager[Any]:
 def _trim_what_was_promised() -> AbstractContextManager[Any]:
     trim = journal.trim
 
-    def greedy(tx: Any, *, retention: Any, now_ms: int) -> int:
+    def greedy(tx: Any, *, retention: Any, now_ms: int) -> bool:
         keep = max(1, retention.events // 4)
         less = msgspec.structs.replace(retention, events=keep)
         return trim(tx, retention=less, now_ms=now_ms)

@@ -138,10 +138,10 @@ class Stage:
         self.passes(1.0)
         with sqlite3.connect(self.path) as connection:
             rows = connection.execute(
-                "SELECT type FROM journal WHERE session_id = ? ORDER BY cursor", (session_id,)
+                "SELECT types FROM journal WHERE session_id = ? ORDER BY cursor", (session_id,)
             ).fetchall()
         connection.close()
-        stored = [kind for (kind,) in rows if kind in NEWS]
+        stored = [kind for (kinds,) in rows for kind in kinds.split(" ") if kind in NEWS]
         told = [kind for owner, kind in self.published if owner == session_id and kind in NEWS]
         assert told == stored
         return [kind.partition(".")[2] for kind in told]

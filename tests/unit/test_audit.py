@@ -12,6 +12,8 @@ from understudy import Runtime, ScriptedModel, tool
 from understudy.actors.models.scripted import Call
 from understudy.actors.tools.context import ToolContext
 from understudy.gateway.audit import Audit, audit
+from understudy.gateway.rows import events_of
+from understudy.store.journal import COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,15 @@ class Case:
         record = msgspec.json.decode(data)
         change(record)
         self.sql(f"UPDATE {table} SET data = ? WHERE rowid = ?", msgspec.json.encode(record), rowid)
+
+    def part_events(self) -> None:
+        """Give each event a row of its own, as databases of before have them."""
+        rows = self.sql("SELECT seq, cursor, types, data, session_id, time_ms FROM journal")
+        self.sql("DELETE FROM journal")
+        for *row, session_id, time_ms in rows:
+            for seq, cursor, kind, fact in events_of(*row):
+                values = (cursor, session_id, seq, time_ms, kind, msgspec.json.encode(fact))
+                self.sql(f"INSERT INTO journal ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", *values)
 
     def audit(self, **options) -> Audit:
         return audit(
@@ -117,11 +128,12 @@ def share_a_turn(case: Case):
 
 
 def settle_twice(case: Case):
+    case.part_events()
     case.sql(
-        "INSERT INTO journal (cursor, session_id, seq, time_ms, type, data) SELECT "
+        f"INSERT INTO journal ({COLUMNS}) SELECT "
         "(SELECT max(cursor) + 1 FROM journal), session_id, "
-        "(SELECT max(seq) + 1 FROM journal WHERE session_id = 'one'), time_ms, type, data "
-        "FROM journal WHERE session_id = 'one' AND type = 'prompt.settled' LIMIT 1"
+        "(SELECT max(seq) + 1 FROM journal WHERE session_id = 'one'), time_ms, types, data "
+        "FROM journal WHERE session_id = 'one' AND types = 'prompt.settled' LIMIT 1"
     )
     case.sql("UPDATE claim SET seq = seq + 1 WHERE session_id = 'one'")
 
@@ -154,7 +166,16 @@ def orphan_everything(case: Case):
 
 
 def lose_an_event(case: Case):
+    case.part_events()
     case.sql("DELETE FROM journal WHERE session_id = 'one' AND seq = 5")
+
+
+def lose_a_change(case: Case):
+    case.sql("DELETE FROM journal WHERE rowid IN (SELECT rowid FROM journal LIMIT 1 OFFSET 2)")
+
+
+def lose_the_end_of_a_change(case: Case):
+    case.sql("UPDATE journal SET types = types || ' session.idle' WHERE session_id = 'one'")
 
 
 def lose_the_last_event(case: Case):
@@ -162,6 +183,7 @@ def lose_the_last_event(case: Case):
 
 
 def reorder_events(case: Case):
+    case.part_events()
     case.sql("UPDATE journal SET seq = -seq WHERE session_id = 'one' AND seq IN (5, 6)")
     case.sql("UPDATE journal SET seq = 11 + seq WHERE session_id = 'one' AND seq < 0")
 
@@ -179,7 +201,12 @@ def garble_a_record(case: Case):
 
 
 def garble_an_event(case: Case):
+    case.part_events()
     case.sql("UPDATE journal SET data = ? WHERE cursor = 3", b"\xff")
+
+
+def garble_a_change(case: Case):
+    case.sql("UPDATE journal SET data = ? WHERE types LIKE '% %'", b"\xff")
 
 
 def garble_a_page(case: Case):
@@ -213,12 +240,15 @@ def answer_with_nothing(case: Case):
         (orphan_parts, "orphan"),
         (orphan_everything, "orphan"),
         (lose_an_event, "journal"),
+        (lose_a_change, "journal"),
+        (lose_the_end_of_a_change, "damaged"),
         (lose_the_last_event, "journal"),
         (reorder_events, "journal"),
         (change_history, "mismatch"),
         (unmark_a_column, "mismatch"),
         (garble_a_record, "damaged"),
         (garble_an_event, "damaged"),
+        (garble_a_change, "damaged"),
         (garble_a_page, "damaged"),
         (answer_with_nothing, "outcome"),
     ],
@@ -240,8 +270,8 @@ def test_a_deleted_session_leaves_nothing_and_whatever_is_left_is_found(case: Ca
     case.effects = [each for each in case.effects if each[0] == "one"]
     assert case.audit().violations == []
     case.sql(
-        "INSERT INTO journal (cursor, session_id, seq, time_ms, type, data) "
-        "SELECT max(cursor) + 1, 'two', max(seq) + 1, 1, 'session.idle', '{\"sessionID\":\"two\"}' "
-        "FROM journal WHERE session_id = 'two'"
+        f"INSERT INTO journal ({COLUMNS}) "
+        "SELECT max(cursor) + 1, 'two', max(seq) + 1, 1, 'session.idle', "
+        "CAST('{\"sessionID\":\"two\"}' AS BLOB) FROM journal WHERE session_id = 'two'"
     )
     assert [each.session_id for each in case.audit().of("journal")] == ["two", "two"]

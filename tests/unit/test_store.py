@@ -176,12 +176,12 @@ def test_a_checkpoint_that_cannot_be_made_is_put_off(stored):
 def test_an_event_is_found_by_its_number_also_in_a_journal_with_gaps(stored):
     for number in (1, 2, 3):
         new_session(stored, f"ses_{number}", facts=number * 3)
-    stored.run(lambda tx: tx.connection.execute("DELETE FROM journal WHERE cursor < 3"))
+    stored.run(lambda tx: tx.connection.execute("DELETE FROM journal WHERE cursor = 3"))
+    known = stored.read.events(after=0)
     with stored.read.connection() as c:
-        known = c.execute("SELECT cursor, session_id, seq FROM journal").fetchall()
-        found = [cursor_before(c, session_id, seq) + 1 for _, session_id, seq in known]
-        assert found == [cursor for cursor, _, _ in known] == list(range(3, 19))
-        missing = [("ses_1", 1), ("ses_1", 2), ("ses_1", 4), ("ses_3", 10), ("ses_4", 1)]
+        found = [cursor_before(c, event.session_id, event.seq) + 1 for event in known]
+        assert found == [event.cursor for event in known] == list(range(4, 19))
+        missing = [("ses_1", 1), ("ses_1", 3), ("ses_1", 4), ("ses_3", 10), ("ses_4", 1)]
         assert [cursor_before(c, *each) for each in missing] == [0] * 5
 
 
@@ -315,15 +315,50 @@ def test_only_the_owner_of_a_session_forgives_its_crashes(stored):
 
 def test_a_journal_is_trimmed_piece_by_piece_until_it_fits(stored, monkeypatch):
     monkeypatch.setattr(journal, "TRIM_AT_ONCE", 10)
-    new_session(stored, facts=45)
+    for number in range(45):
+        new_session(stored, f"ses_{number}")
     stored.trim_journal(Retention(events=5))
-
-    def count(tx):
-        return tx.connection.execute("SELECT count(*), max(cursor) FROM journal").fetchone()
-
     for _ in range(10):  # each piece is a job of its own, behind what waits
-        stored.run(count)
-    assert stored.run(count) == (5, 45)
+        stored.run(lambda _: None)
+    assert stored.read.cursors() == (41, 45)
+    assert [event.cursor for event in stored.read.events(after=0)] == [41, 42, 43, 44, 45]
+
+
+def test_a_change_stays_in_the_journal_whole(stored):
+    for number in range(3):
+        new_session(stored, f"ses_{number}", facts=4)
+    stored.trim_journal(Retention(events=6))
+    stored.run(lambda _: None)
+    assert stored.read.cursors() == (5, 12)
+
+
+@pytest.mark.parametrize("after", range(7))
+def test_a_journal_is_read_from_any_event_and_upto_any(stored, after):
+    new_session(stored, "ses_1", facts=4)
+    new_session(stored, "ses_2", facts=3)
+
+    def read(**how):
+        return [(event.cursor, event.seq) for event in stored.read.events(after=after, **how)]
+
+    told = [(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 2), (7, 3)][after:]
+    for upto in range(9):
+        assert read(upto=upto) == told[: max(0, upto - after)]
+        assert read(limit=upto) == told[:upto]
+    assert read(session_id="ses_2") == [each for each in told if each[0] > 4]
+    assert read(session_id="ses_1", upto=3) == [each for each in told if each[0] < 4]
+
+
+def test_a_change_of_many_facts_takes_several_rows_of_a_bounded_size(stored):
+    new_session(stored, facts=150)
+    events = stored.read.events(after=0)
+    assert [(event.cursor, event.seq) for event in events] == [(n, n) for n in range(1, 151)]
+    with stored.read.connection() as c:
+        rows = c.execute("SELECT cursor, seq, types FROM journal").fetchall()
+    assert [(cursor, seq, journal.size(types)) for cursor, seq, types in rows] == [
+        (64, 64, 64),
+        (128, 128, 64),
+        (150, 150, 22),
+    ]
 
 
 def test_a_read_that_cannot_begin_is_an_error_of_ours_and_gives_its_connection_back(stored):

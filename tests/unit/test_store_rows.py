@@ -1,6 +1,7 @@
 """The store's rows: what is refused leaves none, who may write them, and what is read of them."""
 
 import functools
+import gc
 import random
 import threading
 
@@ -153,7 +154,9 @@ def test_of_changes_that_commit_together_those_are_refused_whose_claim_is_anothe
     assert told == [*expected, errors.SessionFenced]
     with stored.read.connection() as c:
         numbers = dict(c.execute("SELECT session_id, seq FROM claim"))
-        written = c.execute("SELECT session_id FROM journal WHERE type = 'session.idle'").fetchall()
+        written = c.execute(
+            "SELECT session_id FROM journal WHERE types = 'session.idle'"
+        ).fetchall()
     kept = {each for number, each in enumerate(ids) if number not in refused}
     assert {each for each in ids if numbers[each] == 2} == kept
     assert {each for (each,) in written} == kept
@@ -470,3 +473,18 @@ def test_a_deleted_id_that_is_used_again_goes_on_after_its_last_epoch(stored, cl
     assert (claimed.epoch, claimed.seq) == (3, 3)
     with pytest.raises(errors.SessionFenced):
         commit(stored, SessionIdle(session_id=ID), seq=3)
+
+
+def test_a_commit_leaves_nothing_for_the_collector(stored):
+    held_group(stored, creating(stored, "ses_1"))
+
+    def left():
+        gc.collect()
+        return sum(type(each).__module__ == "builtins" for each in gc.get_objects())
+
+    for number in range(10):
+        held_group(stored, changing(stored, "ses_1", seq=1 + number))
+    before = left()
+    for number in range(10, 110):
+        held_group(stored, changing(stored, "ses_1", seq=1 + number))
+    assert left() - before < 50

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from understudy.gateway.fold import KEYS, PUTS, Row, is_open
+from understudy.gateway.rows import events_of
 from understudy.testing import rules
 from understudy.testing.claims import Claims
 from understudy.testing.requests import conversation
@@ -131,12 +132,13 @@ class Watch:
 
     def _look(self, runtime_id: str | None) -> list[str]:
         rows = self._connection.execute(
-            "SELECT cursor, session_id, seq, type, data FROM journal WHERE cursor > ? "
+            "SELECT session_id, seq, cursor, types, data FROM journal WHERE cursor > ? "
             "ORDER BY cursor",
             (self.cursor,),
         ).fetchall()
+        events = [(row[0], *event) for row in rows for event in events_of(*row[1:])]
         kinds: defaultdict[str, set[str]] = defaultdict(set)
-        for cursor, session_id, seq, kind, data in rows:
+        for session_id, seq, cursor, kind, fact in events:
             if cursor != self.cursor + 1:
                 self.found("cursor", f"event {cursor} follows event {self.cursor}")
             self.log.append(Told(session_id, seq, kind))
@@ -146,7 +148,8 @@ class Watch:
             self._seqs[session_id] = seq
             kinds[session_id].add(kind)
             self.types[kind] += 1
-            self._event(session_id, kind, _decode(data))
+            assert fact is not None, f"event {cursor} cannot be read"
+            self._event(session_id, kind, fact)
         for session_id in kinds:
             story = self.stories[session_id]
             self._born(story)
@@ -158,7 +161,7 @@ class Watch:
             self._check_children()
         self.findings += self._claims.committed(self._connection, runtime_id, kinds)
         self._check_retention()
-        return [f"  {cursor} {session_id} {kind}" for cursor, session_id, _, kind, _ in rows]
+        return [f"  {cursor} {session_id} {kind}" for session_id, _, cursor, kind, _ in events]
 
     def _event(self, session_id: str, kind: str, fact: Row) -> None:
         story = self._story(session_id, kind)
@@ -361,8 +364,11 @@ class Watch:
         """The journal keeps what was promised, of whoever has not read it yet."""
         if self._keep is None:
             return
-        (oldest,) = self._connection.execute("SELECT min(cursor) FROM journal").fetchone()
-        if (oldest or 1) > max(1, self.cursor - self._keep + 1):
+        row = self._connection.execute(
+            "SELECT seq, cursor, types, data FROM journal ORDER BY cursor LIMIT 1"
+        ).fetchone()
+        oldest = next(events_of(*row))[1] if row is not None else 1
+        if oldest > max(1, self.cursor - self._keep + 1):
             self.found("the journal is kept", f"from {oldest} on, the last is {self.cursor}")
 
     # --- what others ask -----------------------------------------------------------------------
