@@ -16,50 +16,43 @@ from understudy.store.records import Pair, Prompt
 
 
 class Batch:
-    """Decisions that will commit together, and the state they lead to."""
+    """Decisions that will commit together, and the state they lead to.
 
-    __slots__ = (
-        "accepted",
-        "effects",
-        "facts",
-        "replies",
-        "requests",
-        "reverted",
-        "settled",
-        "state",
-    )
+    Most hold a single one, whose tuples they are: lists would be copies, and as many objects more
+    for the collector to look at while the commit is under way.
+    """
+
+    __slots__ = ("effects", "facts", "replies", "requests", "reverted", "settled", "state")
 
     def __init__(self, state: State) -> None:
         self.state = state
         self.reverted = state.info.revert
-        self.facts: list[AnyFact] = []
-        self.effects: list[Effect] = []
-        self.requests: list[Request] = []
-        self.replies: list[tuple[Pending[Any], Any, BaseException | None]] = []
-        self.accepted: set[str] = set()
+        self.facts: tuple[AnyFact, ...] = ()
+        self.effects: tuple[Effect, ...] = ()
+        self.requests: tuple[Request, ...] = ()
+        self.replies: tuple[tuple[Pending[Any], Any, BaseException | None], ...] = ()
         self.settled: dict[str, Prompt] = {}
 
     def add(self, request: Request, decision: Decision) -> None:
         self.state = decision.state
         self.facts += decision.facts
         self.effects += decision.effects
-        self.requests.append(request)
-        if request.reply is not None:
-            self.replies.append((request.reply, decision.reply, None))
+        self.requests += (request,)
+        self._reply(request, decision.reply, None)
         for fact in decision.facts:
-            if type(fact) is PromptAccepted:
-                self.accepted.add(fact.info.message_id)
-            elif type(fact) is PromptSettled:
+            if type(fact) is PromptSettled:
                 self.settled[fact.info.message_id] = fact.info
 
     def prove(self, request: Request) -> None:
-        if request.reply is not None:
-            self.replies.append((request.reply, None, None))
+        self._reply(request, None, None)
 
     def refuse(self, request: Request, error: UnderstudyError) -> None:
-        self.requests.append(request)
+        self.requests += (request,)
+        self._reply(request, None, error)
+
+    def _reply(self, request: Request, value: Any, error: UnderstudyError | None) -> None:
         if request.reply is not None:
-            self.replies.append((request.reply, None, error))
+            self.replies += ((request.reply, value, error),)
 
     def answer(self) -> None:
         for reply, value, error in self.replies:
@@ -87,7 +80,13 @@ class Batch:
         """Whether a command must wait for the commit: it reads rows that may still change."""
         reverted = self.state.info.revert != self.reverted
         if type(command) is commands.SubmitPrompt:
-            return reverted or command.message_id in self.accepted
+            return reverted or self._accepts(command.message_id)
         if type(command) is commands.RequestCompaction:
             return reverted
         return type(command) in (commands.RevertTo, commands.EditTranscript, commands.Reply)
+
+    def _accepts(self, message_id: str | None) -> bool:
+        return message_id is not None and any(
+            type(fact) is PromptAccepted and fact.info.message_id == message_id
+            for fact in self.facts
+        )

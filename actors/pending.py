@@ -136,9 +136,11 @@ class Pending(pykka.Future[T]):
                 wake_ups.wake(settled)
 
             self.then(wake)
+            wake_ups.limit(settled, timeout_s)
             try:
-                await wake_ups.limited(settled, timeout_s)
+                await settled
             finally:
+                wake_ups.unlimit(settled)
                 if not self._done:
                     self.forget(wake)
             if not self._done:

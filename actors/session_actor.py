@@ -223,7 +223,7 @@ class SessionActor(PooledActor):
             epoch=self.epoch,
             seq=self.state.seq,
             time_ms=self._around.clock.wall_ms(),
-            facts=tuple(batch.facts),
+            facts=batch.facts,
             progress=self._crashes > 0 and batch.answered,
         )
         self._around.store.commit(change, self._committed, applied=self._applied)

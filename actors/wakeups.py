@@ -25,6 +25,7 @@ class WakeUps:
         self._loop = ref(loop)
         self._due: deque[asyncio.Future[None]] = deque()
         self._called = False
+        self._timers: dict[asyncio.Future[None], asyncio.TimerHandle] = {}
         self._deadlines: dict[asyncio.Future[None], float] = {}
         self._looking = False
 
@@ -43,26 +44,25 @@ class WakeUps:
         while self._due:
             set_if_waiting(self._due.popleft())
 
-    async def limited(self, future: asyncio.Future[None], timeout_s: float | None) -> None:
-        """Wait for ``future`` in its loop, or that long; what is long, to half a second.
+    def limit(self, future: asyncio.Future[None], timeout_s: float | None) -> None:
+        """Set ``future`` after that long, until ``unlimit``; what is long, to half a second.
 
         A timer for each wait would cost more than the rest of it, and hardly any ever fires.
         """
         if timeout_s is None:
-            await future
-        elif timeout_s < _LONG_S:
-            timer = future.get_loop().call_later(timeout_s, set_if_waiting, future)
-            try:
-                await future
-            finally:
-                timer.cancel()
+            return
+        loop = future.get_loop()
+        if timeout_s < _LONG_S:
+            self._timers[future] = loop.call_later(timeout_s, set_if_waiting, future)
         else:
-            self._deadlines[future] = future.get_loop().time() + timeout_s
-            self._look_later(future.get_loop())
-            try:
-                await future
-            finally:
-                del self._deadlines[future]
+            self._deadlines[future] = loop.time() + timeout_s
+            self._look_later(loop)
+
+    def unlimit(self, future: asyncio.Future[None]) -> None:
+        self._deadlines.pop(future, None)
+        timer = self._timers.pop(future, None)
+        if timer is not None:
+            timer.cancel()
 
     def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._looking:
