@@ -146,6 +146,37 @@ def test_one_message_id_is_one_turn_for_twenty_threads(opened, crew):
     assert len(session.messages()) == 2
 
 
+def test_one_message_id_is_one_turn_though_the_first_is_not_committed_yet(opened):
+    async def scene():
+        runtime = opened(ScriptedModel("hello"))
+        session = await runtime.create_session()
+        commit, committing = runtime.engine.store.commit, threading.Event()
+
+        def watched(change, done, **options):
+            commit(change, done, **options)
+            committing.set()
+
+        runtime.engine.store.commit = watched
+        go_on = hold_the_writer(runtime)
+        renamed = session.update(title="a commit to wait behind")
+        await asyncio.to_thread(committing.wait, 15)
+        same = [session.prompt("once", message_id="msg_same") for _ in range(3)]
+        other = session.prompt("other", message_id="msg_other")  # all wait for one and the same
+        go_on()
+        await renamed
+        assert {(await turn).message_id for turn in same} == {"msg_same"}
+        for turn in (*same, other):
+            await turn.result(timeout_s=15)
+        accepted = [
+            event.data.info.message_id
+            for event in runtime.engine.store.read.events(after=0)
+            if event.type == "prompt.accepted"
+        ]
+        assert accepted == ["msg_same", "msg_other"]
+
+    asyncio.run(scene())
+
+
 def test_one_message_id_with_many_contents_is_one_turn_and_conflicts(opened, crew):
     runtime = opened()
     session = runtime.create_session()
