@@ -147,3 +147,21 @@ def test_callbacks_come_and_go_from_many_threads_and_each_that_stays_is_called_o
             thread.join(15)
         stayed = [each for each in called if each != "gone"]
         assert sorted(stayed) == [(n, turn) for n in range(4) for turn in range(20)]
+
+
+@pytest.mark.parametrize("timeout_s", [None, 1.0, 60.0])
+def test_a_wait_that_is_over_leaves_nothing_in_its_loop(timeout_s):
+    async def scene():
+        loop = asyncio.get_running_loop()
+        pending = Pending()
+        waiting = [asyncio.ensure_future(pending.wait(timeout_s=timeout_s)) for _ in range(3)]
+        await asyncio.sleep(0)
+        wake_ups = wakeups.wake_ups_of(loop)
+        assert len(wake_ups._timers) + len(wake_ups._deadlines) == (0 if timeout_s is None else 3)
+        timers = list(wake_ups._timers.values())
+        pending.set("told")
+        assert await asyncio.gather(*waiting) == ["told"] * 3
+        assert not wake_ups._timers and not wake_ups._deadlines
+        assert all(timer.cancelled() for timer in timers)
+
+    asyncio.run(scene())
