@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import logging
 import os
@@ -136,12 +137,17 @@ def _serve(commands: Any) -> None:
 
 
 def _run_serve(args: argparse.Namespace) -> int:
+    # The program is never garbage: the collector need not look at it, now or while it serves.
+    gc.disable()
     try:
         from understudy.gateway.http.serve import serve
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] == "understudy":
             raise
         raise InvalidInput("serving needs the extra: pip install 'understudy[server]'") from error
+    finally:
+        gc.freeze()
+        gc.enable()
     return serve(args)
 
 

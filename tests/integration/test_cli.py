@@ -1,5 +1,6 @@
 """The command line, as a process of its own: what it prints, and how it ends."""
 
+import gc
 import json
 import os
 import pty
@@ -17,7 +18,7 @@ import pytest
 
 from understudy import Runtime, ScriptedModel, tool
 from understudy.actors.models.scripted import Call, Gate, Wait
-from understudy.gateway import display
+from understudy.gateway import cli, display
 
 PATIENCE_S = 30.0
 
@@ -653,3 +654,18 @@ def test_a_database_in_use_is_examined_and_not_repaired(database: Path):
         assert refused.returncode == 1
         assert "close it first" in refused.stderr
         gate.open()
+
+
+def test_a_server_spares_its_collector_the_program(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "understudy.gateway.http.serve.serve",
+        lambda _: seen.append((gc.isenabled(), gc.get_freeze_count())) or 0,
+    )
+    try:
+        assert cli.main(["serve"]) == 0
+    finally:
+        gc.unfreeze()
+    [(enabled, frozen)] = seen
+    assert enabled
+    assert frozen > 10_000
