@@ -135,7 +135,7 @@ class Effects:
     """What tools did outside, and what they are checked for."""
 
     def __init__(self, started: Callable[..., None]) -> None:
-        self.done: Counter[tuple[str, str]] = Counter()
+        self.done: Counter[tuple[str, str, str]] = Counter()  # a model may use a call's id again
         self.stuck: list[ToolContext] = []
         self.started = started
 
@@ -161,7 +161,7 @@ class Effects:
         def once(text: str, ctx: ToolContext) -> str:
             """Do what must not be done twice."""
             effects.started(ctx)
-            effects.done[ctx.session_id, ctx.call_id] += 1
+            effects.done[ctx.session_id, ctx.message_id, ctx.call_id] += 1
             return text
 
         @tool(idempotent=True)

@@ -207,7 +207,7 @@ class _Play:
         ]
         for violation in audit(stage.path, accepted=accepted).violations:
             stage.found(f"audit: {violation.kind}", f"{violation.session_id}: {violation.what}")
-        for (session_id, call_id), times in stage.effects.done.items():
+        for (session_id, _, call_id), times in stage.effects.done.items():
             if times > 1:
                 stage.found("no call twice", f"{call_id} of {session_id}: {times} times")
 
