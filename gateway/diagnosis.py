@@ -139,11 +139,11 @@ def damaged_rows(c: sqlite3.Connection) -> list[DamagedRow]:
 def _is_readable(table: str, row: dict[str, Any]) -> bool:
     try:
         if table == "journal":
-            for kind, line in journal.parted(row["types"], row["data"]):
+            for kind, line in journal.parted(row["type"], row["data"], row["size"]):
                 decode_fact(kind, line)
         else:
             _DECODERS[table](row["data"])
-    except (msgspec.DecodeError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return False
     return True
 

@@ -122,7 +122,7 @@ def _check_known(reads: Reads, session_id: str) -> None:
 def _page(reads: Reads, after: int, session_id: str | None) -> list[Event]:
     try:
         return reads.events(after=after, limit=PAGE, session_id=session_id)
-    except (msgspec.DecodeError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise StoreUnreadable(
             f"An event after {after} cannot be read ({error}); see understudy doctor"
         ) from error

@@ -20,7 +20,7 @@ from understudy import Runtime
 from understudy.errors import StoreBusy
 from understudy.gateway.diagnosis import DamagedRow, damaged_rows, dead_locks, live_runtimes
 from understudy.gateway.fold import Tables, fold
-from understudy.store import journal
+from understudy.gateway.rows import events_of
 from understudy.store.database import check_existing, prepare, translated
 from understudy.store.reads import Reads
 from understudy.store.records import Session, SessionTime
@@ -127,14 +127,15 @@ def _session_of(columns: dict[str, Any]) -> Session:
 def _told(c: sqlite3.Connection, session_id: str) -> Tables:
     """What the journal says of a session, if it reaches back to the beginning; else nothing."""
     rows = c.execute(
-        "SELECT types, data FROM journal WHERE session_id = ? ORDER BY seq", (session_id,)
+        "SELECT seq, cursor, type, data, size FROM journal WHERE session_id = ? ORDER BY seq",
+        (session_id,),
     ).fetchall()
-    try:
-        events = [
-            (kind, msgspec.json.decode(line)) for row in rows for kind, line in journal.parted(*row)
-        ]
-    except msgspec.DecodeError:
-        return {}
+    events = []
+    for row in rows:
+        for _, _, kind, fact in events_of(*row):
+            if fact is None:
+                return {}
+            events.append((kind, fact))
     return fold(events) if events and events[0][0] == "session.created" else {}
 
 

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import msgspec
 
-from understudy.gateway.fold import KEYS, Row, Tables, no_tables
+from understudy.gateway.fold import KEYS, PUTS, Row, Tables, no_tables
 
+_MANY: Final = 1_000  # events that no row has
 _COLUMNS: Final = {
     "session": ("id", "id"),
     "message": ("session_id", "id"),
@@ -58,7 +59,7 @@ def rows_of(c: sqlite3.Connection, session_id: str) -> Rows:
                 rows.damaged.append(f"{table} {row[key]} cannot be read")
             else:
                 rows.tables[table][row[key]] = record
-    sql = "SELECT seq, cursor, types, data FROM journal WHERE session_id = ? ORDER BY seq"
+    sql = "SELECT seq, cursor, type, data, size FROM journal WHERE session_id = ? ORDER BY seq"
     for row in c.execute(sql, (session_id,)):
         for seq, cursor, kind, fact in events_of(*row):
             if fact is None:
@@ -70,21 +71,35 @@ def rows_of(c: sqlite3.Connection, session_id: str) -> Rows:
 
 
 def events_of(
-    seq: int, cursor: int, types: str, data: Any
+    seq: int, cursor: int, types: Any, data: Any, size: int
 ) -> Iterator[tuple[int, int, str, Row | None]]:
     """The events in a row of the journal: (seq, cursor, type, payload), None if that is damaged."""
-    kinds = types.split(" ")
-    lines = data.splitlines() if isinstance(data, bytes) else []
-    whole = len(lines) == len(kinds)
-    for number, kind in enumerate(kinds):
-        later = len(kinds) - 1 - number
+    count = size if isinstance(size, int) and 0 < size < _MANY else 1
+    kinds = types.split(" ") if isinstance(types, str) else []
+    data = data.encode() if isinstance(data, str) else data
+    lines = data.splitlines() if isinstance(data, bytes) and count > 1 else [data]
+    whole = len(lines) == len(kinds) == count
+    for number in range(count):
+        later = count - 1 - number
+        kind = kinds[number] if whole else str(types)
         fact = decoded(lines[number]) if whole else None
-        yield seq - later, cursor - later, kind, fact
+        told = fact if fact is not None and _says(kind, fact) else None
+        yield seq - later, cursor - later, kind, told
+
+
+def _says(kind: str, fact: Row) -> bool:
+    """Whether a payload has what events of its type are about."""
+    if kind in PUTS:
+        table, field = PUTS[kind]
+        record = fact.get(field)
+        return isinstance(record, dict) and KEYS[table] in record
+    wanted = {"message.removed": "messageID", "message.part.removed": "partID"}.get(kind)
+    return wanted is None or wanted in fact
 
 
 def decoded(data: Any) -> Row | None:
     try:
         record = msgspec.json.decode(data)
-    except (msgspec.DecodeError, TypeError):
+    except (ValueError, TypeError):
         return None
     return record if isinstance(record, dict) else None

@@ -183,7 +183,7 @@ def _readable(session_id: str, data: bytes | None) -> Session:
     """The session's record; what is damaged must go as well, so a bare one stands in for it."""
     try:
         return msgspec.json.decode(data or b"", type=Session)
-    except msgspec.DecodeError:
+    except ValueError:
         return Session(id=session_id, title="", time=SessionTime(created=0, updated=0))
 
 

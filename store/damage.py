@@ -34,7 +34,7 @@ def give_up_damaged(tx: Transaction, session_id: str) -> int:
         for rowid, data in rows:
             try:
                 decoder.decode(data)
-            except (msgspec.DecodeError, TypeError):
+            except (ValueError, TypeError):
                 tx.connection.execute(
                     f"UPDATE {table} SET open = 0 WHERE rowid = ?",  # noqa: S608
                     (rowid,),

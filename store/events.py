@@ -196,7 +196,7 @@ FACTS: dict[str, type[AnyFact]] = {cls.type: cls for cls in AnyFact.__args__}
 
 
 class EventDamaged(Fact, frozen=True, kw_only=True):
-    """A journal row that cannot be read; ``was`` is the type it had. Never written or published."""
+    """An event that cannot be read; ``was`` is the type it had. Never written or published."""
 
     type: ClassVar[str] = "events.damaged"
     was: str
@@ -256,6 +256,6 @@ _decoders = {name: msgspec.json.Decoder(cls).decode for name, cls in FACTS.items
 def decode_fact(event_type: str, data: bytes) -> AnyFact:
     """An event's payload, from JSON in OpenCode's shape.
 
-    Raises ``msgspec.DecodeError``, or ``KeyError`` for a type that this version does not know.
+    Raises ``ValueError``, or ``KeyError`` for a type that this version does not know.
     """
     return _decoders[event_type](data)

@@ -1,11 +1,12 @@
-"""The journal: a row for the events that a change made, and how much of it is kept.
+"""The journal: the events of a change in a row, and how much of it is kept.
 
-``types`` names the events in order, a space between; ``data`` has a line of JSON for each, its
-payload. Their numbers follow one another: ``cursor`` and ``seq`` are those of the last.
+``size`` is how many events a row has, ``type`` names them in order, with a space between, and
+``data`` has a line of JSON for each, its payload; ``cursor`` and ``seq`` are those of the last.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 Row: TypeAlias = tuple[Any, ...]
 """The columns of a row, in this order."""
 
-COLUMNS: Final = "cursor, session_id, seq, time_ms, types, data"
+COLUMNS: Final = "cursor, session_id, seq, time_ms, type, data, size"
 MOST: Final = 64
-"""Events in a row: whoever reads one has all of it in memory."""
+MOST_BYTES: Final = 256 * 1024
+"""So much is in a row, unless a single event has more: who reads one event reads its row."""
 
 _lines: Final = msgspec.json.Encoder().encode_lines
 
@@ -30,49 +32,63 @@ def rows_of(
     facts: Sequence[AnyFact], *, session_id: str, cursor: int, seq: int, time_ms: int
 ) -> Iterator[Row]:
     """The rows of facts that come after ``cursor`` and ``seq``."""
-    for start in range(0, len(facts), MOST):
+    size = len(facts)
+    if size <= MOST:
         # A list: msgspec 0.22 never lets go of the iterator it takes of anything else.
-        group = [*facts[start : start + MOST]]
-        last = start + len(group)
-        types = " ".join([fact.type for fact in group])
-        # No bytes: see ``changes.blob``.
-        yield cursor + last, session_id, seq + last, time_ms, types, bytearray(_lines(group))
+        data = _lines([*facts])
+        if size == 1 or len(data) <= MOST_BYTES:
+            if size > 0:
+                types = " ".join([fact.type for fact in facts])
+                # No bytes: see ``changes.blob``.
+                yield cursor + size, session_id, seq + size, time_ms, types, bytearray(data), size
+            return
+    half = size // 2
+    for start, group in ((0, facts[:half]), (half, facts[half:])):
+        yield from rows_of(
+            group, session_id=session_id, cursor=cursor + start, seq=seq + start, time_ms=time_ms
+        )
 
 
-def events_of(row: Row) -> list[Event]:
-    """The events of a row; one that cannot be read is told as ``events.damaged``."""
-    cursor, session_id, seq, time_ms, types, data = row
-    facts = [_fact(session_id, *each) for each in parted(types, data)]
-    before = len(facts) - 1
-    return [
-        Event(fact.type, session_id, cursor - before + n, seq - before + n, time_ms, fact)
-        for n, fact in enumerate(facts)
-    ]
+def size_of(size: Any) -> int:
+    """How many events a row has that says so; one if that is damaged."""
+    return size if isinstance(size, int) and 0 < size <= MOST else 1
 
 
-def size(types: str) -> int:
-    """How many events a row has."""
-    return types.count(" ") + 1
+def events_of(row: Row, *, after: int = 0, upto: float = math.inf) -> list[Event]:
+    """The events of a row between two cursors; one that cannot be read: ``events.damaged``."""
+    cursor, session_id, seq, time_ms, *content = row
+    events = []
+    for back, (kind, line) in enumerate(reversed(parted(*content))):
+        if after < cursor - back <= upto:
+            fact = _fact(session_id, kind, line)
+            events.append(Event(fact.type, session_id, cursor - back, seq - back, time_ms, fact))
+    events.reverse()
+    return events
 
 
-def parted(types: str, data: Any) -> list[tuple[str, bytes]]:
-    """The type and the payload of each event of a row. Damaged data gives empty payloads."""
-    names = types.split(" ")
-    lines = data.splitlines() if isinstance(data, bytes) else []
-    return list(zip(names, lines if len(lines) == len(names) else [b""] * len(names), strict=True))
+def parted(types: Any, data: Any, size: Any) -> list[tuple[str, bytes]]:
+    """The type and the payload of each event of a row; what is damaged cannot be decoded."""
+    size = size_of(size)
+    names = types.split(" ") if isinstance(types, str) else []
+    if len(names) != size:
+        names = [str(types)] * size
+    if isinstance(data, str):
+        data = data.encode()  # as somebody's own SQL may have put it back
+    lines = [data] if size == 1 else data.splitlines() if isinstance(data, bytes) else []
+    return list(zip(names, lines if len(lines) == size else [b""] * size, strict=True))
 
 
-def _fact(session_id: str, event_type: str, data: bytes) -> EventData:
+def _fact(session_id: str, event_type: str, data: Any) -> EventData:
     try:
         return decode_fact(event_type, data)
-    except (msgspec.DecodeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return EventDamaged(session_id=session_id, was=event_type)
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True):
     """How much of the journal is kept: events younger than ``age_s``, at most ``events``.
 
-    And what is left of the change that the oldest of these belongs to.
+    And those that were stored with the oldest of these.
     """
 
     age_s: float = 7 * 24 * 3600.0
@@ -81,10 +97,14 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
 
 TRIM_AT_ONCE = 5_000
 
-# The oldest and the newest, each by itself: together they are a scan.
+# Of the oldest and the newest event, and row; each by itself: together they are a scan.
 CURSORS: Final = (
-    "SELECT coalesce((SELECT cursor - length(types) + length(replace(types, ' ', '')) "
-    "FROM journal WHERE cursor = (SELECT min(cursor) FROM journal)), 0), "
+    "SELECT coalesce((SELECT cursor - size + 1 FROM journal "
+    "WHERE cursor = (SELECT min(cursor) FROM journal)), 0), "
+    "coalesce((SELECT max(cursor) FROM journal), 0)"
+)
+_ENDS: Final = (
+    "SELECT coalesce((SELECT min(cursor) FROM journal), 0), "
     "coalesce((SELECT max(cursor) FROM journal), 0)"
 )
 
@@ -94,7 +114,7 @@ def trim(tx: Transaction, *, retention: Retention, now_ms: int) -> bool:
 
     Returns whether there may be more to remove: call again.
     """
-    oldest, newest = tx.connection.execute(CURSORS).fetchone()
+    oldest, newest = tx.connection.execute(_ENDS).fetchone()
     piece = oldest + TRIM_AT_ONCE
     surplus = newest - retention.events + 1
     cut = tx.connection.execute(

@@ -476,14 +476,21 @@ class Reads:
             sql += " AND session_id = ?"
             values.append(session_id)
         last = math.inf if upto is None else upto
-        found: list[Event] = []
+        rows: list[journal.Row] = []
+        wanted = limit
         with self.connection() as c:
             for row in c.execute(f"{sql} ORDER BY cursor LIMIT ?", (*values, limit)):
-                events = journal.events_of(row)
-                found += [event for event in events if after < (event.cursor or 0) <= last]
-                if len(found) >= limit or row[0] >= last:
+                rows.append(row)
+                wanted -= min(journal.size_of(row[-1]), row[0] - after)
+                if wanted <= 0 or row[0] >= last:
                     break
-        return found[:limit]
+        if wanted < 0:
+            last = min(last, rows[-1][0] + wanted)
+        found: list[Event] = []
+        for row in rows:
+            found += journal.events_of(row, after=after, upto=last)
+            after = row[0]
+        return found
 
     def cursors(self) -> tuple[int, int]:
         """The oldest and the newest cursor of the journal; (0, 0) when it is empty."""
@@ -519,16 +526,17 @@ def cursor_before(c: sqlite3.Connection, session_id: str, seq: int) -> int:
     ``seq`` would cost every change more than this costs the few who ask.
     """
 
-    def row_at(cursor: int) -> tuple[int, str]:
+    def row_at(cursor: int) -> tuple[int, int]:
         row = c.execute(
-            "SELECT seq, types FROM journal WHERE session_id = ? AND cursor <= ? "
+            "SELECT seq, size FROM journal WHERE session_id = ? AND cursor <= ? "
             "ORDER BY cursor DESC LIMIT 1",
             (session_id, cursor),
         ).fetchone()
-        return row or (-1, "")
+        return (row[0], journal.size_of(row[1])) if row else (-1, 0)
 
     oldest, newest = c.execute(journal.CURSORS).fetchone()
-    place = bisect.bisect_left(range(newest + 1), (seq, ""), lo=oldest, key=row_at)
-    last, types = row_at(place)
-    is_here = place <= newest and last - journal.size(types) < seq
+    cursors = range(newest + 1)
+    place = bisect.bisect_left(cursors, seq, lo=max(0, oldest), key=lambda at: row_at(at)[0])
+    last, size = row_at(place)
+    is_here = place <= newest and last - size < seq
     return place - 1 - (last - seq) if is_here else 0

@@ -32,7 +32,7 @@ class Kind(Generic[T]):
         """One record. Raises ``StoreUnreadable`` when it is damaged."""
         try:
             return self.decode(data)
-        except (msgspec.DecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             problem = f"The record of {self._name} {record_id} is damaged and cannot be read"
             raise StoreUnreadable(problem) from error
 
@@ -53,7 +53,7 @@ class Kind(Generic[T]):
     def _together(self, rows: Sequence[tuple[Any, ...]]) -> list[T] | None:
         try:
             records = self._decode_all(b"[%b]" % b",".join([row[-1] for row in rows]))
-        except (msgspec.DecodeError, TypeError):
+        except (ValueError, TypeError):
             return None
         # Two damaged rows can be one record between them.
         return records if len(records) == len(rows) else None
@@ -62,7 +62,7 @@ class Kind(Generic[T]):
         for row in rows:
             try:
                 yield row, self.decode(row[-1])
-            except (msgspec.DecodeError, TypeError):
+            except (ValueError, TypeError):
                 logger.exception("A damaged %s row was left out: %.80r", self._name, row)
 
 

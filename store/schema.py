@@ -1,9 +1,9 @@
 """The tables, as peewee models.
 
 The models are not bound to a database: two stores may be open in one process, so every query is
-executed on one given explicitly. ``data`` columns hold a record as JSON in its wire shape; the
-other columns are what queries need. ``open`` marks what is unfinished, and each partial index on
-it keeps recovery flat, however long the history grows.
+executed on one given explicitly. ``data`` columns hold a record as JSON in its wire shape, the
+journal's a line for each event; the other columns are what queries need. ``open`` marks what is
+unfinished, and each partial index on it keeps recovery flat, however long the history grows.
 
 Keys begin with what grows with time where they can: a commit of many sessions' rows then adds to
 the end of an index, instead of changing one page of it for every session.
@@ -122,14 +122,15 @@ class Ask(Model):
 
 
 class Journal(Model):
-    """Every event, in the order it was committed: a row for a change, see ``journal``."""
+    """Every event, in the order it was committed, those of a change in a row: see ``journal``."""
 
     cursor = BigIntegerField(primary_key=True)
     session_id = TextField()
     seq = BigIntegerField()
     time_ms = BigIntegerField()
-    types = TextField()
+    type = TextField()
     data = BlobField()
+    size = IntegerField()
 
     class Meta:
         table_name = "journal"

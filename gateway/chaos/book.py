@@ -200,7 +200,7 @@ class _Rows:
 
     def event(self, cursor: int) -> Named | str | None:
         """Session and type of an event; None if it was trimmed."""
-        sql = "SELECT cursor, session_id, types FROM journal WHERE cursor >= ? ORDER BY cursor"
+        sql = "SELECT cursor, session_id, type FROM journal WHERE cursor >= ? ORDER BY cursor"
         found = self._connection.execute(f"{sql} LIMIT 1", (cursor,)).fetchone()
         (oldest,) = self._connection.execute("SELECT min(cursor) FROM journal").fetchone()
         if found is None:

@@ -8,8 +8,8 @@ The tables (see ``store/schema.py``); ``data`` holds the record as JSON:
     part     session_id, id, message_id, seq, kind, open (no result, no end, live marker), data
     inbox    session_id, message_id, seq, open (no outcome yet), data
     ask      session_id, id, seq, open (nobody replied), data
-    journal  cursor, session_id, seq, time_ms, types, data: a row for a change, its events with a
-             space or a line break between; cursor and seq are those of the last
+    journal  cursor, session_id, seq, time_ms, type, data, size: the events of a change in a row,
+             with a space or a line break between; cursor and seq are those of the last
     restart  session_id, total, consecutive, …, quarantined_ms
     tombstone  session_id, epoch, seq, deleted_ms
 
@@ -72,7 +72,7 @@ def snapshot(path: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 def events(path: Path, session_id: str | None = None) -> list[tuple[int, int, str]]:
     """The journal's events in order, of one session or of all: (cursor, seq, type)."""
-    rows = query(path, "SELECT cursor, seq, types, session_id FROM journal ORDER BY cursor")
+    rows = query(path, "SELECT cursor, seq, type, session_id FROM journal ORDER BY cursor")
     return [
         (cursor - back, seq - back, kind)
         for cursor, seq, types, owner in rows

@@ -73,7 +73,7 @@ def test_b13_and_f071_nothing_a_running_turn_does_late_brings_the_session_back(
         assert query(path, "SELECT count(*) FROM journal") != journal
         assert query(
             path,
-            "SELECT types FROM journal WHERE session_id = ? ORDER BY cursor DESC LIMIT 1",
+            "SELECT type FROM journal WHERE session_id = ? ORDER BY cursor DESC LIMIT 1",
             session.id,
         ) == [("session.deleted",)]
     with Runtime(path, model=obedient()) as runtime:

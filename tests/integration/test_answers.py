@@ -168,6 +168,34 @@ def test_a_crash_on_request_is_told_to_who_asked_and_survived(opened):
     assert session.prompt("go").result(timeout_s=10).text == "still here"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "type = CAST(type AS BLOB)",
+        "data = CAST(replace(data, 'answer', x'ff') AS BLOB)",
+        "size = size + 1",
+        "size = 1",
+    ],
+)
+def test_what_another_process_wrote_and_is_damaged_stops_nobody(opened, path, damage):
+    one, other = opened(ScriptedModel("The answer.", repeat=True)), opened()
+    mine, theirs = one.create_session(), other.create_session()
+    with other.events(after=other.cursor, deltas=False) as events:
+        with other.engine.publisher._lock:  # it has not looked yet
+            mine.prompt("x").result(timeout_s=10)
+            with sqlite3.connect(path, timeout=10) as connection:
+                connection.execute(
+                    f"UPDATE journal SET {damage} WHERE session_id = ? AND size > 1", (mine.id,)
+                )
+            connection.close()
+        assert theirs.prompt("y").result(timeout_s=10).text
+        told = [events.next(timeout_s=10)]
+        while told[-1].session_id != theirs.id or told[-1].type != "session.idle":
+            told.append(events.next(timeout_s=10))
+    assert "events.damaged" in {event.type for event in told}
+    assert "session.status" in {event.type for event in told if event.session_id == theirs.id}
+
+
 def test_a_damaged_event_is_told_and_hides_nothing_behind_it(opened, path):
     runtime = opened()
     runtime.create_session()

@@ -134,7 +134,7 @@ def test_the_facts_are_those_of_an_actor(wreck, monkeypatch):
         return {
             session_id: query(
                 path,
-                "SELECT seq, types FROM journal WHERE session_id = ? AND cursor > ? ORDER BY seq",
+                "SELECT seq, type FROM journal WHERE session_id = ? AND cursor > ? ORDER BY seq",
                 session_id,
                 last,
             )

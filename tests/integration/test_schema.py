@@ -69,8 +69,7 @@ def one_event_each(database, today):
     """The journal as the first two schemas have it."""
     for event in told(today):
         database.execute_sql(
-            "INSERT INTO journal (cursor, session_id, seq, time_ms, type, data) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
+            OLD_INSERT,
             (
                 event.cursor,
                 event.session_id,
@@ -80,6 +79,25 @@ def one_event_each(database, today):
                 msgspec.json.encode(event.data),
             ),
         )
+
+
+OLD_INSERT = (
+    "INSERT INTO journal (cursor, session_id, seq, time_ms, type, data) VALUES (?, ?, ?, ?, ?, ?)"
+)
+
+
+def test_a_process_of_before_that_runs_on_goes_on_writing(tmp_path):
+    with Runtime(tmp_path / "a.db", model=ScriptedModel("one")) as runtime:
+        session = runtime.create_session()
+        session.prompt("a").result(timeout_s=15)
+        last = runtime.cursor
+    fact = msgspec.json.encode({"sessionID": session.id})
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute(OLD_INSERT, (last + 1, session.id, 99, 1, "session.idle", fact))
+    connection.close()
+    events = told(tmp_path / "a.db")
+    assert [event.cursor for event in events] == list(range(1, last + 2))
+    assert (events[-1].type, events[-1].seq) == ("session.idle", 99)
 
 
 def told(path):

@@ -138,7 +138,7 @@ class Stage:
         self.passes(1.0)
         with sqlite3.connect(self.path) as connection:
             rows = connection.execute(
-                "SELECT types FROM journal WHERE session_id = ? ORDER BY cursor", (session_id,)
+                "SELECT type FROM journal WHERE session_id = ? ORDER BY cursor", (session_id,)
             ).fetchall()
         connection.close()
         stored = [kind for (kinds,) in rows for kind in kinds.split(" ") if kind in NEWS]

@@ -61,12 +61,12 @@ class Case:
 
     def part_events(self) -> None:
         """Give each event a row of its own, as databases of before have them."""
-        rows = self.sql("SELECT seq, cursor, types, data, session_id, time_ms FROM journal")
+        rows = self.sql("SELECT seq, cursor, type, data, size, session_id, time_ms FROM journal")
         self.sql("DELETE FROM journal")
         for *row, session_id, time_ms in rows:
             for seq, cursor, kind, fact in events_of(*row):
-                values = (cursor, session_id, seq, time_ms, kind, msgspec.json.encode(fact))
-                self.sql(f"INSERT INTO journal ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", *values)
+                values = (cursor, session_id, seq, time_ms, kind, msgspec.json.encode(fact), 1)
+                self.sql(f"INSERT INTO journal ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", *values)
 
     def audit(self, **options) -> Audit:
         return audit(
@@ -132,8 +132,8 @@ def settle_twice(case: Case):
     case.sql(
         f"INSERT INTO journal ({COLUMNS}) SELECT "
         "(SELECT max(cursor) + 1 FROM journal), session_id, "
-        "(SELECT max(seq) + 1 FROM journal WHERE session_id = 'one'), time_ms, types, data "
-        "FROM journal WHERE session_id = 'one' AND types = 'prompt.settled' LIMIT 1"
+        "(SELECT max(seq) + 1 FROM journal WHERE session_id = 'one'), time_ms, type, data, 1 "
+        "FROM journal WHERE session_id = 'one' AND type = 'prompt.settled' LIMIT 1"
     )
     case.sql("UPDATE claim SET seq = seq + 1 WHERE session_id = 'one'")
 
@@ -175,7 +175,7 @@ def lose_a_change(case: Case):
 
 
 def lose_the_end_of_a_change(case: Case):
-    case.sql("UPDATE journal SET types = types || ' session.idle' WHERE session_id = 'one'")
+    case.sql("UPDATE journal SET size = size + 1 WHERE session_id = 'one'")
 
 
 def lose_the_last_event(case: Case):
@@ -206,7 +206,7 @@ def garble_an_event(case: Case):
 
 
 def garble_a_change(case: Case):
-    case.sql("UPDATE journal SET data = ? WHERE types LIKE '% %'", b"\xff")
+    case.sql("UPDATE journal SET data = ? WHERE size > 1", b"\xff")
 
 
 def garble_a_page(case: Case):
@@ -272,6 +272,6 @@ def test_a_deleted_session_leaves_nothing_and_whatever_is_left_is_found(case: Ca
     case.sql(
         f"INSERT INTO journal ({COLUMNS}) "
         "SELECT max(cursor) + 1, 'two', max(seq) + 1, 1, 'session.idle', "
-        "CAST('{\"sessionID\":\"two\"}' AS BLOB) FROM journal WHERE session_id = 'two'"
+        "CAST('{\"sessionID\":\"two\"}' AS BLOB), 1 FROM journal WHERE session_id = 'two'"
     )
     assert [each.session_id for each in case.audit().of("journal")] == ["two", "two"]

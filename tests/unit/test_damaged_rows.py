@@ -26,7 +26,8 @@ def test_sound_rows_are_decoded_in_order():
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b"null", b'{"type":"text"}', b"\xff", None, 7]
+    "damage",
+    [b"", b"{", b"[]", b"null", b'{"type":"text"}', b'{"type":"\xff"}', b"\xff", None, 7],
 )
 def test_a_damaged_row_hides_no_other(damage, caplog):
     with caplog.at_level(logging.ERROR):

@@ -326,12 +326,88 @@ def test_a_journal_is_trimmed_piece_by_piece_until_it_fits(stored, monkeypatch):
     assert [event.cursor for event in stored.read.events(after=0)] == [41, 42, 43, 44, 45]
 
 
-def test_a_change_stays_in_the_journal_whole(stored):
+def test_what_is_stored_in_a_row_stays_in_the_journal_together(stored):
     for number in range(3):
         new_session(stored, f"ses_{number}", facts=4)
     stored.trim_journal(Retention(events=6))
     stored.run(lambda _: None)
     assert stored.read.cursors() == (5, 12)
+
+
+def test_a_journal_of_large_changes_is_trimmed_piece_by_piece_and_then_left_alone(
+    stored, monkeypatch
+):
+    monkeypatch.setattr(journal, "TRIM_AT_ONCE", 10)
+    for number in range(15):
+        new_session(stored, f"ses_{number}", facts=4)
+    pieces, trim = [], journal.trim
+    monkeypatch.setattr(journal, "trim", lambda *a, **how: pieces.append(1) or trim(*a, **how))
+    stored.trim_journal(Retention(events=5))
+    for _ in range(20):
+        stored.run(lambda _: None)
+    assert stored.read.cursors() == (53, 60)
+    assert len(pieces) < 10
+
+
+def test_a_row_has_so_many_bytes_unless_one_event_has_more(stored):
+    sizes = [10, 200_000, 100_000, 10, 400_000, 10, 10]
+    infos = [
+        Session(id="ses_1", title="x" * n, time=SessionTime(created=1, updated=1)) for n in sizes
+    ]
+    facts = tuple(SessionCreated(session_id="ses_1", info=info) for info in infos)
+    wait(functools.partial(stored.create, infos[0], facts))
+    with stored.read.connection() as c:
+        rows = c.execute("SELECT size, length(data) FROM journal ORDER BY cursor").fetchall()
+    assert sum(size for size, _ in rows) == len(sizes)
+    assert all(size == 1 or held <= journal.MOST_BYTES for size, held in rows)
+    assert [len(event.data.info.title) for event in stored.read.events(after=0)] == sizes
+    assert [event.seq for event in stored.read.events(after=2, limit=3)] == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("type = CAST(type AS BLOB)", "-----"),
+        ("type = replace(type, ' ', '_')", "-----"),
+        ("type = type || ' session.idle'", "-----"),
+        ("type = ''", "-----"),
+        ("type = replace(type, 'session.created', 'no.such')", "-----"),
+        ("data = x'00'", "-----"),
+        ("data = x'7b7d'", "-----"),
+        ("data = 7", "-----"),
+        ("data = substr(data, 1, length(data) - 9)", "++++-"),
+        ("data = CAST(replace(data, 'zwei', x'ff') AS BLOB)", "+-+++"),
+        ("data = CAST(replace(data, 'zwei', x'0d') AS BLOB)", "-----"),
+        ("data = CAST(data AS TEXT)", "+++++"),
+        ("size = 0", "-"),
+        ("size = -7", "-"),
+        ("size = 9999999", "-"),
+        ("size = 'many'", "-"),
+        ("size = 6", "------"),
+        ("size = 1", "-"),
+    ],
+)
+def test_a_damaged_row_of_the_journal_hides_no_other_and_tells_no_event_twice(stored, damage, told):
+    new_session(stored, "ses_0", facts=3)
+    titles = ("eins", "zwei", "drei", "vier", "funf")
+    infos = [Session(id="ses_1", title=t, time=SessionTime(created=1, updated=1)) for t in titles]
+    facts = tuple(SessionCreated(session_id="ses_1", info=info) for info in infos)
+    wait(functools.partial(stored.create, infos[0], facts))
+    new_session(stored, "ses_2", facts=2)
+    stored.run(lambda tx: tx.connection.execute(f"UPDATE journal SET {damage} WHERE cursor = 8"))
+    events = stored.read.events(after=0)
+    cursors = [event.cursor for event in events]
+    assert cursors == sorted(set(cursors))
+    assert cursors[:2] == [1, 2]
+    assert cursors[-3:] == [8, 9, 10]
+    found = ["-" if e.type == "events.damaged" else "+" for e in events if e.session_id == "ses_1"]
+    assert "".join(found)[-5:] == told[-5:]
+    oldest, newest = stored.read.cursors()
+    assert (oldest, newest) == (1, 10)
+    for at in range(10):
+        assert stored.read.events(after=at, limit=1)[0].cursor > at
+    with stored.read.connection() as c:
+        assert cursor_before(c, "ses_2", 1) == 8
 
 
 @pytest.mark.parametrize("after", range(7))
@@ -355,12 +431,8 @@ def test_a_change_of_many_facts_takes_several_rows_of_a_bounded_size(stored):
     events = stored.read.events(after=0)
     assert [(event.cursor, event.seq) for event in events] == [(n, n) for n in range(1, 151)]
     with stored.read.connection() as c:
-        rows = c.execute("SELECT cursor, seq, types FROM journal").fetchall()
-    assert [(cursor, seq, journal.size(types)) for cursor, seq, types in rows] == [
-        (64, 64, 64),
-        (128, 128, 64),
-        (150, 150, 22),
-    ]
+        rows = c.execute("SELECT cursor, seq, size FROM journal").fetchall()
+    assert rows == [(37, 37, 37), (75, 75, 38), (112, 112, 37), (150, 150, 38)]
 
 
 def test_a_read_that_cannot_begin_is_an_error_of_ours_and_gives_its_connection_back(stored):

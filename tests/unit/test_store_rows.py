@@ -154,9 +154,7 @@ def test_of_changes_that_commit_together_those_are_refused_whose_claim_is_anothe
     assert told == [*expected, errors.SessionFenced]
     with stored.read.connection() as c:
         numbers = dict(c.execute("SELECT session_id, seq FROM claim"))
-        written = c.execute(
-            "SELECT session_id FROM journal WHERE types = 'session.idle'"
-        ).fetchall()
+        written = c.execute("SELECT session_id FROM journal WHERE type = 'session.idle'").fetchall()
     kept = {each for number, each in enumerate(ids) if number not in refused}
     assert {each for each in ids if numbers[each] == 2} == kept
     assert {each for (each,) in written} == kept

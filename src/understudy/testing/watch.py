@@ -132,7 +132,7 @@ class Watch:
 
     def _look(self, runtime_id: str | None) -> list[str]:
         rows = self._connection.execute(
-            "SELECT session_id, seq, cursor, types, data FROM journal WHERE cursor > ? "
+            "SELECT session_id, seq, cursor, type, data, size FROM journal WHERE cursor > ? "
             "ORDER BY cursor",
             (self.cursor,),
         ).fetchall()
@@ -365,9 +365,9 @@ class Watch:
         if self._keep is None:
             return
         row = self._connection.execute(
-            "SELECT seq, cursor, types, data FROM journal ORDER BY cursor LIMIT 1"
+            "SELECT cursor - size + 1 FROM journal ORDER BY cursor LIMIT 1"
         ).fetchone()
-        oldest = next(events_of(*row))[1] if row is not None else 1
+        oldest = row[0] if row is not None else 1
         if oldest > max(1, self.cursor - self._keep + 1):
             self.found("the journal is kept", f"from {oldest} on, the last is {self.cursor}")
 
