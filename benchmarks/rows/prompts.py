@@ -55,7 +55,7 @@ def _accepted(medians: Mapping[str, float], where: str) -> Iterator[Figure]:
         "/s",
         "sqlite3 executemany",
         medians["raw"],
-        "a prompt is 6 rows here",
+        "a prompt is 4 rows here",
     )
 
 
