@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from understudy.errors import InvalidInput, SessionNotFound, StoreUnreadable
+from understudy.errors import InvalidInput, SessionNotFound
 from understudy.gateway import display
 from understudy.gateway.display import plain
 from understudy.gateway.places import database_path
@@ -120,12 +120,7 @@ def _check_known(reads: Reads, session_id: str) -> None:
 
 
 def _page(reads: Reads, after: int, session_id: str | None) -> list[Event]:
-    try:
-        return reads.events(after=after, limit=PAGE, session_id=session_id)
-    except (ValueError, KeyError) as error:
-        raise StoreUnreadable(
-            f"An event after {after} cannot be read ({error}); see understudy doctor"
-        ) from error
+    return reads.events(after=after, limit=PAGE, session_id=session_id)
 
 
 def _print_event(event: Event, *, as_json: bool) -> None:

@@ -236,7 +236,7 @@ class Transaction:
             info.time.updated,
             info.time.archived,
             int(info.internal),
-            blob(info),
+            _blob(info),
         )
 
     def put_message(self, message: Message, seq: int) -> None:
@@ -248,7 +248,7 @@ class Transaction:
             row[3] if row is not None else seq,
             message.role,
             int(isinstance(message, AssistantMessage) and message.time.completed is None),
-            blob(message),
+            _blob(message),
         )
 
     def put_part(self, part: AnyPart, seq: int) -> None:
@@ -260,7 +260,7 @@ class Transaction:
             row[3] if row is not None else seq,
             part.__struct_config__.tag,
             int(is_open(part)),
-            blob(part),
+            _blob(part),
         )
 
     def put_prompt(self, prompt: Prompt, seq: int) -> None:
@@ -270,7 +270,7 @@ class Transaction:
             *key,
             row[2] if row is not None else seq,
             int(prompt.outcome is None),
-            blob(prompt),
+            _blob(prompt),
         )
 
     def put_ask(self, ask: Ask, seq: int) -> None:
@@ -280,7 +280,7 @@ class Transaction:
             *key,
             row[2] if row is not None else seq,
             int(ask.replied is None),
-            blob(ask),
+            _blob(ask),
         )
 
     def remove_message(self, session_id: str, message_id: str) -> None:
@@ -305,7 +305,7 @@ def groups(rows: Sequence[T]) -> Iterator[Sequence[T]]:
             start += size
 
 
-def blob(record: Record) -> bytearray:
+def _blob(record: Record) -> bytearray:
     """A record as its row has it.
 
     No bytes: for those, as for a bool, sqlite3 first looks for an adapter, in vain, which takes

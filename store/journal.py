@@ -15,6 +15,8 @@ import msgspec
 from understudy.store.events import AnyFact, Event, EventDamaged, EventData, decode_fact
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from understudy.store.changes import Transaction
 
 Row: TypeAlias = tuple[Any, ...]
@@ -33,14 +35,15 @@ def rows_of(
 ) -> Iterator[Row]:
     """The rows of facts that come after ``cursor`` and ``seq``."""
     size = len(facts)
+    if size == 0:
+        return
     if size <= MOST:
         # A list: msgspec 0.22 never lets go of the iterator it takes of anything else.
         data = _lines([*facts])
         if size == 1 or len(data) <= MOST_BYTES:
-            if size > 0:
-                types = " ".join([fact.type for fact in facts])
-                # No bytes: see ``changes.blob``.
-                yield cursor + size, session_id, seq + size, time_ms, types, bytearray(data), size
+            types = " ".join([fact.type for fact in facts])
+            # No bytes: see ``_blob`` in changes.
+            yield cursor + size, session_id, seq + size, time_ms, types, bytearray(data), size
             return
     half = size // 2
     for start, group in ((0, facts[:half]), (half, facts[half:])):
@@ -56,13 +59,14 @@ def size_of(size: Any) -> int:
 
 def events_of(row: Row, *, after: int = 0, upto: float = math.inf) -> list[Event]:
     """The events of a row between two cursors; one that cannot be read: ``events.damaged``."""
-    cursor, session_id, seq, time_ms, *content = row
+    last, session_id, seq, time_ms, *content = row
+    parts = parted(*content)
     events = []
-    for back, (kind, line) in enumerate(reversed(parted(*content))):
-        if after < cursor - back <= upto:
+    for cursor, (kind, line) in enumerate(parts, last - len(parts) + 1):
+        if after < cursor <= upto:
             fact = _fact(session_id, kind, line)
-            events.append(Event(fact.type, session_id, cursor - back, seq - back, time_ms, fact))
-    events.reverse()
+            number = seq - (last - cursor)
+            events.append(Event(fact.type, session_id, cursor, number, time_ms, fact))
     return events
 
 
@@ -97,16 +101,20 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
 
 TRIM_AT_ONCE = 5_000
 
-# Of the oldest and the newest event, and row; each by itself: together they are a scan.
-CURSORS: Final = (
-    "SELECT coalesce((SELECT cursor - size + 1 FROM journal "
-    "WHERE cursor = (SELECT min(cursor) FROM journal)), 0), "
-    "coalesce((SELECT max(cursor) FROM journal), 0)"
-)
+# The oldest and the newest row, each by itself: together they are a scan.
 _ENDS: Final = (
-    "SELECT coalesce((SELECT min(cursor) FROM journal), 0), "
-    "coalesce((SELECT max(cursor) FROM journal), 0)"
+    "SELECT cursor, size, (SELECT max(cursor) FROM journal) FROM journal "
+    "WHERE cursor = (SELECT min(cursor) FROM journal)"
 )
+
+
+def cursors(c: sqlite3.Connection) -> tuple[int, int]:
+    """The cursors of the oldest and the newest event; (0, 0) when there is none."""
+    row = c.execute(_ENDS).fetchone()
+    if row is None:
+        return 0, 0
+    last, size, newest = row
+    return last - size_of(size) + 1, newest
 
 
 def trim(tx: Transaction, *, retention: Retention, now_ms: int) -> bool:
@@ -114,7 +122,7 @@ def trim(tx: Transaction, *, retention: Retention, now_ms: int) -> bool:
 
     Returns whether there may be more to remove: call again.
     """
-    oldest, newest = tx.connection.execute(_ENDS).fetchone()
+    oldest, newest = cursors(tx.connection)
     piece = oldest + TRIM_AT_ONCE
     surplus = newest - retention.events + 1
     cut = tx.connection.execute(

@@ -495,8 +495,7 @@ class Reads:
     def cursors(self) -> tuple[int, int]:
         """The oldest and the newest cursor of the journal; (0, 0) when it is empty."""
         with self.connection() as c:
-            row = c.execute(journal.CURSORS).fetchone()
-        return row[0], row[1]
+            return journal.cursors(c)
 
     # --- supervision ---------------------------------------------------------------------------
 
@@ -534,9 +533,9 @@ def cursor_before(c: sqlite3.Connection, session_id: str, seq: int) -> int:
         ).fetchone()
         return (row[0], journal.size_of(row[1])) if row else (-1, 0)
 
-    oldest, newest = c.execute(journal.CURSORS).fetchone()
+    oldest, newest = journal.cursors(c)
     cursors = range(newest + 1)
-    place = bisect.bisect_left(cursors, seq, lo=max(0, oldest), key=lambda at: row_at(at)[0])
+    place = bisect.bisect_left(cursors, seq, lo=oldest, key=lambda at: row_at(at)[0])
     last, size = row_at(place)
     is_here = place <= newest and last - size < seq
     return place - 1 - (last - seq) if is_here else 0

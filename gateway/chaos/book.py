@@ -202,13 +202,13 @@ class _Rows:
         """Session and type of an event; None if it was trimmed."""
         sql = "SELECT cursor, session_id, type FROM journal WHERE cursor >= ? ORDER BY cursor"
         found = self._connection.execute(f"{sql} LIMIT 1", (cursor,)).fetchone()
-        (oldest,) = self._connection.execute("SELECT min(cursor) FROM journal").fetchone()
         if found is None:
             return "missing"
         last, session_id, types = found
         before = types.split(" ")[: -(last - cursor) or None]
         if before:
             return session_id, before[-1]
+        (oldest,) = self._connection.execute("SELECT min(cursor) FROM journal").fetchone()
         return None if last == oldest else "missing"
 
     def left(self, session_id: str) -> list[str]:
