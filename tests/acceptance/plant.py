@@ -26,6 +26,7 @@ from typing import Any
 
 import msgspec
 
+from understudy.gateway.rows import events_of
 from understudy.store.changes import is_open
 from understudy.store.records import (
     AnyPart,
@@ -72,12 +73,12 @@ def snapshot(path: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 def events(path: Path, session_id: str | None = None) -> list[tuple[int, int, str]]:
     """The journal's events in order, of one session or of all: (cursor, seq, type)."""
-    rows = query(path, "SELECT cursor, seq, type, session_id FROM journal ORDER BY cursor")
+    sql = "SELECT seq, cursor, type, data, size, session_id FROM journal ORDER BY cursor"
     return [
-        (cursor - back, seq - back, kind)
-        for cursor, seq, types, owner in rows
+        (cursor, seq, kind)
+        for *row, owner in query(path, sql)
         if session_id in (None, owner)
-        for back, kind in zip(range(types.count(" "), -1, -1), types.split(" "), strict=True)
+        for seq, cursor, kind, _ in events_of(*row)
     ]
 
 

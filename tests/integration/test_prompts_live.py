@@ -150,16 +150,7 @@ def test_one_message_id_is_one_turn_though_the_first_is_not_committed_yet(opened
     async def scene():
         runtime = opened(ScriptedModel("hello"))
         session = await runtime.create_session()
-        commit, committing = runtime.engine.store.commit, threading.Event()
-
-        def watched(change, done, **options):
-            commit(change, done, **options)
-            committing.set()
-
-        runtime.engine.store.commit = watched
-        go_on = hold_the_writer(runtime)
-        renamed = session.update(title="a commit to wait behind")
-        await asyncio.to_thread(committing.wait, 15)
+        renamed, go_on = await held_behind_a_commit(runtime, session)
         same = [session.prompt("once", message_id="msg_same") for _ in range(3)]
         other = session.prompt("other", message_id="msg_other")  # all wait for one and the same
         go_on()
@@ -596,6 +587,25 @@ def hold_the_writer(runtime):
     return held.set
 
 
+async def held_behind_a_commit(runtime, session, look=lambda change: None):
+    """Let a session's commands gather behind a commit of its own; ``look`` sees each change.
+
+    Gives the command that is being committed, and what lets it go on.
+    """
+    commit, committing = runtime.engine.store.commit, threading.Event()
+
+    def watched(change, done, **options):
+        look(change)
+        commit(change, done, **options)
+        committing.set()
+
+    runtime.engine.store.commit = watched
+    go_on = hold_the_writer(runtime)
+    renamed = session.update(title="a commit to wait behind")
+    assert await asyncio.to_thread(committing.wait, 15)
+    return renamed, go_on
+
+
 async def is_told_of_its_end(turn, *ends):
     """Accepted, and over."""
     await turn
@@ -667,19 +677,13 @@ def test_a_claim_is_proven_by_a_commit_whatever_is_asked_beside_it(opened):
         runtime = opened(ScriptedModel(["done"]))
         session = await runtime.create_session()
         await (await session.prompt("go", message_id="msg_1")).result(timeout_s=15)
-        commit, committing = runtime.engine.store.commit, threading.Event()
         proven, before = Pending(), []
 
-        def watched(change, done, **options):
+        def look(change):
             if not change.facts:
                 before.append(proven.done)
-            commit(change, done, **options)
-            committing.set()
 
-        runtime.engine.store.commit = watched
-        go_on = hold_the_writer(runtime)
-        renamed = session.update(title="a commit to wait behind")
-        await asyncio.to_thread(committing.wait, 15)
+        renamed, go_on = await held_behind_a_commit(runtime, session, look)
         runtime.engine.registry.tell_live(session.id, Prove(), proven)
         turn = session.prompt("go", message_id="msg_1")
         go_on()

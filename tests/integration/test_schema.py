@@ -13,6 +13,10 @@ from understudy.store import schema
 from understudy.store.database import APPLICATION_ID, MIGRATIONS, prepare
 from understudy.store.reads import open_readonly
 
+OLD_INSERT = (
+    "INSERT INTO journal (cursor, session_id, seq, time_ms, type, data) VALUES (?, ?, ?, ?, ?, ?)"
+)
+
 
 def shape(path):
     """Every table's columns and every index's columns, order and condition."""
@@ -79,11 +83,6 @@ def one_event_each(database, today):
                 msgspec.json.encode(event.data),
             ),
         )
-
-
-OLD_INSERT = (
-    "INSERT INTO journal (cursor, session_id, seq, time_ms, type, data) VALUES (?, ?, ?, ?, ?, ?)"
-)
 
 
 def test_a_process_of_before_that_runs_on_goes_on_writing(tmp_path):
