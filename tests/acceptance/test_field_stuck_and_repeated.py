@@ -380,8 +380,8 @@ def test_f037_killed_at_any_step_boundary_the_turn_ends_and_the_queue_goes_on(
                 "call quick {}",
                 "say queued",
             ]
-        # Killed between the start of the call and its run, it did not run at all.
-        assert not ledger.exists() or ledger.read_text().split() == ["quick"]
+        # Killed between the start of the call and its run, or its first word, it did nothing.
+        assert not ledger.exists() or ledger.read_text().split() in ([], ["quick"])
         assert not any(open_counts(path).values())
 
 
