@@ -19,6 +19,7 @@ import msgspec
 
 from understudy.gateway.fold import Row, fold, is_open
 from understudy.gateway.rows import Rows, decoded, rows_of, session_ids
+from understudy.store.database import legible
 
 Kind: TypeAlias = Literal[
     "damaged", "lost", "duplicated", "stuck", "orphan", "journal", "mismatch", "outcome"
@@ -83,6 +84,7 @@ def audit(
     uri = f"{Path(database).absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as c:
         c.row_factory = sqlite3.Row
+        c.text_factory = legible
         c.execute("BEGIN")
         checks: tuple[Callable[[], None], ...] = (
             lambda: _check_file(c, result),

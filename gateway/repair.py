@@ -21,7 +21,8 @@ from understudy.errors import StoreBusy
 from understudy.gateway.diagnosis import DamagedRow, damaged_rows, dead_locks, live_runtimes
 from understudy.gateway.fold import Tables, fold
 from understudy.gateway.rows import events_of
-from understudy.store.database import check_existing, prepare, translated
+from understudy.store.database import check_existing, legible, prepare, translated
+from understudy.store.events import SessionDeleted, SessionUpdated
 from understudy.store.reads import Reads
 from understudy.store.records import Session, SessionTime
 
@@ -58,7 +59,9 @@ def repair(path: Path) -> Repair:
     database = prepare(file)
     try:
         with translated(file):
-            _mend(database.connection(), file, done)
+            connection = database.connection()
+            connection.text_factory = legible
+            _mend(connection, file, done)
     finally:
         database.close()
     for lock in dead_locks(file):
@@ -87,6 +90,8 @@ def _mend(c: sqlite3.Connection, path: Path, done: Repair) -> None:
             # A gap would stay for ever; a journal that begins later is what retention leaves, too.
             rows = _rows(c, "journal", "t.session_id = ? AND t.seq <= ?", (session_id, last))
             _remove(c, path, rows, "before a damaged event", done)
+        if events:
+            _keep_cursor(c, max(events, key=lambda row: row.columns["cursor"]))
         for table, condition in _ORPHANS.items():
             _remove(c, path, _rows(c, table, condition), "orphan", done)
         c.execute("COMMIT")
@@ -107,6 +112,32 @@ def _restore(c: sqlite3.Connection, row: DamagedRow, done: Repair) -> None:
         data = msgspec.json.encode(record)
         c.execute(f"UPDATE {row.table} SET data = ? WHERE rowid = ?", (data, row.rowid))  # noqa: S608
         done.restored += 1
+
+
+def _keep_cursor(c: sqlite3.Connection, event: DamagedRow) -> None:
+    """Say what is so in place of the journal's newest row, if that was damaged.
+
+    Its cursors would be given again, and whoever has read up to them would miss as many events.
+    """
+    (newest,) = c.execute("SELECT coalesce(max(cursor), 0) FROM journal").fetchone()
+    if newest >= event.columns["cursor"]:
+        return
+    found = c.execute("SELECT data FROM session WHERE id = ?", (event.session_id,)).fetchone()
+    fact: SessionUpdated | SessionDeleted
+    if found is not None:
+        info = msgspec.json.decode(found[0], type=Session)
+        fact = SessionUpdated(session_id=event.session_id, info=info)
+    else:
+        at_ms = event.columns["time_ms"]
+        time_of = SessionTime(created=at_ms, updated=at_ms)
+        info = Session(id=event.session_id, title="", time=time_of)
+        fact = SessionDeleted(session_id=event.session_id, info=info)
+    values = {**event.columns, "type": fact.type, "data": msgspec.json.encode(fact), "size": 1}
+    names = ", ".join(values)
+    c.execute(
+        f"INSERT INTO journal ({names}) VALUES ({', '.join('?' * len(values))})",  # noqa: S608
+        tuple(values.values()),
+    )
 
 
 def _session_of(columns: dict[str, Any]) -> Session:

@@ -65,7 +65,8 @@ def connect(
 ) -> SqliteDatabase:
     """One connection, usable from any thread, by one at a time.
 
-    A ``reader`` makes no changes; a ``readonly`` one cannot, and never checkpoints either.
+    A ``reader`` makes no changes; a ``readonly`` one cannot, and never checkpoints either: it looks
+    at what may be damaged.
     """
     pragmas: dict[str, object] = {
         "busy_timeout": int(BUSY_TIMEOUT_S * 1000),
@@ -88,7 +89,14 @@ def connect(
     )
     with translated(path):
         database.connect()
+    if readonly:
+        database.connection().text_factory = legible
     return database
+
+
+def legible(text: bytes) -> str:
+    """A text that may be no UTF-8, which sqlite3 refuses to read."""
+    return text.decode(errors="replace")
 
 
 def prepare(path: Path, *, durability: Durability = "full") -> SqliteDatabase:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Row: TypeAlias = tuple[Any, ...]
 """The columns of a row, in this order."""
 
-COLUMNS: Final = "cursor, session_id, seq, time_ms, type, data, size"
+# Texts as bytes: SQLite refuses to give one that is no UTF-8.
+COLUMNS: Final = "cursor, CAST(session_id AS BLOB), seq, time_ms, CAST(type AS BLOB), data, size"
 MOST: Final = 64
 MOST_BYTES: Final = 256 * 1024
 """So much is in a row, unless a single event has more: who reads one event reads its row."""
@@ -59,8 +60,9 @@ def size_of(size: Any) -> int:
 
 def events_of(row: Row, *, after: int = 0, upto: float = math.inf) -> list[Event]:
     """The events of a row between two cursors; one that cannot be read: ``events.damaged``."""
-    last, session_id, seq, time_ms, *content = row
-    parts = parted(*content)
+    last, owner, seq, time_ms, types, data, size = row
+    session_id = owner.decode(errors="replace")
+    parts = parted(types.decode(errors="replace"), data, size)
     events = []
     for cursor, (kind, line) in enumerate(parts, last - len(parts) + 1):
         if after < cursor <= upto:

@@ -56,6 +56,11 @@ def sql(database: Path, statement: str, *values) -> list:
     return rows
 
 
+def newest_cursor(database: Path) -> int:
+    [(cursor,)] = sql(database, "SELECT max(cursor) FROM journal")
+    return cursor
+
+
 # --- the command itself ------------------------------------------------------------------------
 
 
@@ -505,6 +510,7 @@ def test_a_healthy_database_is_healthy(database: Path):
         ("UPDATE journal SET data = CAST(replace(data, 'answer', x'ff') AS BLOB)", "damaged"),
         ("UPDATE journal SET type = 'no.such' WHERE session_id = 'one' AND seq = 1", "damaged"),
         ("UPDATE journal SET type = type || ' session.idle' WHERE seq > 4", "damaged"),
+        ("UPDATE journal SET type = CAST(type || x'ff' AS TEXT) WHERE seq > 4", "damaged"),
     ],
 )
 def test_damaged_rows_are_found_and_repaired(database: Path, damage: str, kind: str):
@@ -512,14 +518,39 @@ def test_damaged_rows_are_found_and_repaired(database: Path, damage: str, kind: 
     code, report = doctor(database)
     assert (code == 1) is bool(kind)
     assert kinds(report) >= ({kind} if kind else set())
+    newest = newest_cursor(database)
     code, report = doctor(database, "--repair")
     assert (code, report["diagnosis"]["problems"]) == (0, [])
+    assert newest_cursor(database) >= newest  # no cursor is given again
     aside = report["repair"].get("aside")
     assert bool(aside) is bool(kind)
     if aside:
         assert Path(aside).read_text(encoding="utf-8").splitlines()
     if "journal" not in damage:
         assert "The answer." in run("show", "one", "--database", str(database)).stdout
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_whoever_read_up_to_a_damaged_event_is_told_what_comes_after_a_repair(
+    database: Path, deleted: object
+):
+    if deleted:
+        with Runtime(database, model="scripted") as runtime:
+            runtime.session("two").delete()
+    [(cursor, session_id)] = sql(
+        database,
+        "UPDATE journal SET data = x'7b' "
+        "WHERE cursor = (SELECT max(cursor) FROM journal) RETURNING cursor, session_id",
+    )
+    assert (doctor(database)[0], doctor(database, "--repair")[0]) == (1, 0)
+    with Runtime(database, model="scripted") as runtime, runtime.events(after=0) as events:
+        runtime.session("one").update(title="What came after")
+        told = [events.next(timeout_s=15)]
+        while told[-1].type != "session.updated" or told[-1].data.info.title != "What came after":
+            told.append(events.next(timeout_s=15))
+    about = "session.deleted" if deleted else "session.updated"
+    assert (about, session_id) in [(e.type, e.session_id) for e in told if e.cursor == cursor]
+    assert told[-1].cursor > cursor
 
 
 def test_a_damaged_row_is_left_out_of_a_list_in_one_line(database: Path):

@@ -13,7 +13,8 @@ from understudy.actors.models.scripted import Call
 from understudy.actors.tools.context import ToolContext
 from understudy.gateway.audit import Audit, audit
 from understudy.gateway.rows import events_of
-from understudy.store.journal import COLUMNS
+
+COLUMNS = "cursor, session_id, seq, time_ms, type, data, size"
 
 
 @pytest.fixture(scope="module")

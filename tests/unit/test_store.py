@@ -367,7 +367,8 @@ def test_a_row_has_so_many_bytes_unless_one_event_has_more(stored):
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        ("type = CAST(type AS BLOB)", "-----"),
+        ("type = CAST(type AS BLOB)", "+++++"),
+        ("type = CAST(x'ff' || type AS TEXT)", "-++++"),
         ("type = replace(type, ' ', '_')", "-----"),
         ("type = type || ' session.idle'", "-----"),
         ("type = ''", "-----"),
