@@ -32,6 +32,7 @@ from understudy.actors.kept import Kept
 from understudy.actors.live_text import LiveTexts
 from understudy.actors.pace import Pace
 from understudy.actors.pending import Pending, failing
+from understudy.actors.silence import Silences
 from understudy.actors.steps import StepRun, SummaryRun
 from understudy.errors import InvalidInput, RuntimeClosed, SessionNotFound, UnderstudyError
 from understudy.store.records import Ask
@@ -137,8 +138,9 @@ class Executor:
         self._todo: deque[tuple[str, Sequence[Effect], int]] = deque()
         self._unstarted: dict[str, deque[Sequence[Effect]]] = {}
         self._woken = False
-        self.live = LiveTexts(host.publisher)
+        self.live = LiveTexts(host.publisher, self._soon)
         self.pace = Pace()
+        self.silences = Silences(host.rules.limits.stream_idle_s)
         self.kept = Kept()
         self._executions: dict[str, Execution] = {}
         self._asks: dict[str, Pending[Ask]] = {}

@@ -36,6 +36,7 @@ class Publisher:
         cursor: of the last event it published.
         lost: events were trimmed before it could publish them: what they said is in the rows only.
             Whoever looks there sets it back.
+        joined: called with the streams that somebody follows from now on, in any thread.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Publisher:
     ) -> None:
         self.cursor = 0
         self.lost = False
+        self.joined: Callable[[Sequence[Stream]], None] = lambda _: None
         self._journal: Reads | None = None
         self._sender = sender
         self._wall_ms = wall_ms
@@ -185,11 +187,6 @@ class Publisher:
             for subscription in self._by_session[session_id]:
                 subscription.push(group)
 
-    @property
-    def streams(self) -> int:
-        """How many streams write text right now."""
-        return len(self._streams)
-
     # --- live text -----------------------------------------------------------------------------
 
     def attach(self, stream: Stream) -> None:
@@ -202,10 +199,16 @@ class Publisher:
             if self._streams.get(stream.session_id) is stream:
                 del self._streams[stream.session_id]
 
-    def hand_on(self, texts: Sequence[OpenText]) -> None:
-        """Publish what came for these open texts, but for those whose stream was detached."""
+    def hand_on(self, texts: Sequence[OpenText], *, written: bool = False) -> None:
+        """Publish what came for these open texts, but for those whose stream was detached.
+
+        What nobody hears stays where it is, unless it is ``written`` to rows: who joins later is
+        told nothing older than those.
+        """
         with self._lock:
             everyone = [each for each in self._all if each.wants_deltas]
+            if not (everyone or self._by_session or written):
+                return
             events = []
             for text in texts:
                 session_id = text.stream.session_id
@@ -213,6 +216,8 @@ class Publisher:
                     continue
                 if everyone or session_id in self._by_session:
                     events.append(self._live(text.grown()))
+                elif not written:
+                    continue
                 text.show()
             if events:
                 self._push_deltas(everyone, events)
@@ -240,6 +245,8 @@ class Publisher:
             )
             live = [self._live(fact) for stream in streams for fact in stream.text_so_far()]
             subscription.joined(live if subscription.wants_deltas else ())
+        if streams:
+            self.joined(streams)
 
 
 class SignalPump:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from tenacity import (
@@ -40,15 +40,20 @@ from understudy.store.records import Failure, ReasoningPart, Span, TextPart
 if TYPE_CHECKING:
     from understudy.actors.clock import Clock
     from understudy.actors.executor import Executor
+    from understudy.actors.silence import Silence
 
 logger = logging.getLogger("understudy.models")
 
 E = TypeVar("E", ToolCall, Usage, Finish)
 
-_KINDS: Final[dict[type, type[StreamedPart]]] = {TextDelta: TextPart, ReasoningDelta: ReasoningPart}
+_KINDS: Final[dict[type, type[StreamedPart] | None]] = {
+    TextDelta: TextPart,
+    ReasoningDelta: ReasoningPart,
+    ToolCall: None,
+    Usage: None,
+    Finish: None,
+}
 
-FLUSH_EVERY_S: Final = 1.0
-FLUSHES_PER_S: Final = 400  # of all streams together
 MAX_RETRY_AFTER_S: Final = 300.0
 EVENTS_AT_ONCE: Final = 256
 _backoff: Final = wait_exponential(multiplier=0.5, max=30)
@@ -73,8 +78,8 @@ class Answer(msgspec.Struct):
 class ModelStream:
     """Calls a model for an open message, showing its text as it comes.
 
-    Text is published as deltas once its part's row is committed, and flushed to the row about
-    every ``FLUSH_EVERY_S``. Retries happen only before anything was shown.
+    Text is published as deltas once its part's row is committed, and flushed to the row about once
+    a second. Retries happen only before anything was shown.
     """
 
     def __init__(
@@ -92,9 +97,9 @@ class ModelStream:
         self.message_id = message_id
         self._show = show
         self._texts: list[OpenText] = []
+        self._unflushed = False  # what came is in no row yet
         self._flushing = False
-        self._flush_timer: asyncio.TimerHandle | None = None
-        self._opening: Literal["no", "waits", "under way"] = "no"
+        self._over = False
         self._given_up = False
         self._room = 0  # characters that the answer may still have
 
@@ -113,11 +118,10 @@ class ModelStream:
             except ModelUnavailable as error:
                 return await self._again(request, error)
         finally:
-            if self._flush_timer is not None:
-                self._flush_timer.cancel()
-            self._end_opening()
+            self._over = True
+            self._executor.live.forget(self)
             self._end_text()
-            self._hand_on()
+            self.hand_on()
             self._executor.publisher.detach(self)
 
     async def _again(self, request: ModelRequest, first: ModelUnavailable) -> Answer:
@@ -173,7 +177,7 @@ class ModelStream:
         self._texts.clear()
         self._room = limits.answer_chars
         try:
-            async with _Silence(limits.stream_idle_s, self._give_up) as silence:
+            with self._executor.silences.watch(self._give_up) as silence:
                 return await self._consume(self._opened(request), silence)
         except ModelError as error:
             if isinstance(error, ModelUnavailable) and self._texts and self._show:
@@ -209,7 +213,7 @@ class ModelStream:
             "write it as `async def` with `yield`"
         )
 
-    async def _consume(self, stream: AsyncIterator[Any], silence: _Silence) -> Answer:
+    async def _consume(self, stream: AsyncIterator[Any], silence: Silence) -> Answer:
         answer = Answer([])
         events = 0
         try:
@@ -219,12 +223,12 @@ class ModelStream:
                     # A stream that never waits would hold up every other one, and its own abort.
                     # A pause, not a mere look at the loop: that starves the other threads.
                     await asyncio.sleep(0.001)
-                kind = _KINDS.get(type(event)) or _kind_of(event)
+                kind = _KINDS[type(event)] if type(event) in _KINDS else _kind_of(event)
                 if kind is None:
-                    silence.broken()
+                    silence.heard = True
                     self._take_other(event, answer)
                 elif event.text != "":  # which is as silent as nothing
-                    silence.broken()
+                    silence.heard = True
                     self._append(kind, event.text)
             await self._executor.pace.turn()
         finally:
@@ -238,7 +242,9 @@ class ModelStream:
         match event:
             case ToolCall():
                 call = _checked(event)
-                self._take(len(call.call_id) + len(call.tool) + len(call.arguments))
+                self._room -= len(call.call_id) + len(call.tool) + len(call.arguments)
+                if self._room < 0:
+                    raise self._too_long()
                 answer.calls.append(call)
             case Usage():
                 answer.usage = _checked(event)
@@ -252,7 +258,9 @@ class ModelStream:
     def _append(self, kind: type[StreamedPart], text: str) -> None:
         if not isinstance(text, str):
             raise ModelError(f"The model sent {type(text).__name__} as text")
-        self._take(len(text))
+        self._room -= len(text)
+        if self._room < 0:
+            raise self._too_long()
         last = self._texts[-1] if self._texts else None
         if last is None or last.kind is not kind:
             self._end_text()
@@ -261,46 +269,18 @@ class ModelStream:
             self._texts.append(last)
         if not last.add(text) or not self._show:
             return
+        self._unflushed = True
         if not last.opened:
-            self._open_soon()
-        else:
-            self._executor.live.hand_on(last)
-            if self._flush_timer is None and not self._flushing:
-                loop = asyncio.get_running_loop()
-                self._flush_timer = loop.call_later(self._pause_s(), self._flush)
+            if not self._flushing:
+                self._executor.live.open_soon(self)
+        elif not last.due:
+            self._executor.live.hand_on_soon(last)
 
-    def _take(self, characters: int) -> None:
-        """Count what was received, before it is kept."""
-        self._room -= characters
-        if self._room < 0:
-            limit = self._executor.rules.limits.answer_chars
-            raise ModelError(
-                f"The answer is longer than {limit} characters (limits.answer_chars)", limit=limit
-            )
-
-    def _pause_s(self) -> float:
-        """Until the next flush: longer beside many streams, and not at one with them."""
-        usual_s = max(FLUSH_EVERY_S, self._executor.publisher.streams / FLUSHES_PER_S)
-        return usual_s * (0.75 + self._executor.chance.random() / 2)
-
-    def _open_soon(self) -> None:
-        if self._opening == "no" and not self._flushing:
-            self._opening = "waits"
-            self._executor.live.open(self)
-
-    def open_texts(self) -> bool:
-        if self._opening != "waits":
-            return False  # the call has ended
-        self._opening = "under way"
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-        self._flush()
-        return True
-
-    def _end_opening(self) -> None:
-        under_way, self._opening = self._opening == "under way", "no"
-        if under_way:
-            self._executor.live.opened()
+    def _too_long(self) -> ModelError:
+        limit = self._executor.rules.limits.answer_chars
+        return ModelError(
+            f"The answer is longer than {limit} characters (limits.answer_chars)", limit=limit
+        )
 
     def text_so_far(self) -> list[PartDelta]:
         return [text.so_far() for text in self._texts if text.opened and text.shown]
@@ -309,46 +289,58 @@ class ModelStream:
         if self._texts:
             self._texts[-1].end()
 
-    def _hand_on(self) -> None:
+    def hand_on(self) -> None:
         """Nothing that is in a row comes as a delta later."""
         texts = [text for text in self._texts if text.opened]
         if texts:
-            self._executor.publisher.hand_on(texts)
+            self._executor.publisher.hand_on(texts, written=True)
 
-    def _flush(self) -> None:
+    def flush(self) -> bool:
         """Commit what has been received; one flush at a time is under way."""
-        self._flush_timer = None
-        self._flushing = True
+        if self._flushing or not self._unflushed:
+            return False
         parts = self.parts(ended=False)
         texts = list(self._texts)
         for text in texts:
-            text.show()  # a new text is not open before it is committed
+            if not text.opened:
+                text.show()  # with its row, which is not there before it is committed
         done: Pending[Any] = Pending()
         loop = asyncio.get_running_loop()
 
-        def committed(_: Pending[Any]) -> None:
+        def committed(done: Pending[Any]) -> None:
             with suppress(RuntimeError):  # the runtime closed meanwhile
-                loop.call_soon_threadsafe(self._flushed, texts)
+                loop.call_soon_threadsafe(self._flushed, texts, done.error)
 
         done.then(committed)
         progress = StepProgress(message_id=self.message_id, parts=tuple(parts))
         self._executor.send(self.session_id, progress, done)
+        self._flushing, self._unflushed = True, False
+        return True
 
-    def _flushed(self, texts: Sequence[OpenText]) -> None:
+    def _flushed(self, texts: Sequence[OpenText], error: BaseException | None) -> None:
         self._flushing = False
+        live = self._executor.live
+        live.flushed(self)
+        if self._over:
+            return
+        if error is not None:
+            self._unflushed = True
+            live.flush_later(self)
+            return
         for text in texts:
-            text.opened = True
-            if text.news:
-                self._executor.live.hand_on(text)
-        self._end_opening()
+            if not text.opened:
+                text.opened = True
+                live.hand_on_soon(text)
         if any(not text.opened for text in self._texts):
-            self._open_soon()
+            live.open_soon(self)
+        elif self._unflushed:
+            live.flush_later(self)
 
     def parts(self, *, ended: bool) -> list[StreamedPart]:
         """The text as parts; all but the last are at their end anyway."""
         if ended:
             self._end_text()
-        self._hand_on()
+        self.hand_on()
         now = self._executor.clock.wall_ms()
         parts: list[StreamedPart] = []
         for open_text in self._texts:
@@ -383,50 +375,6 @@ def _is_ending(task: asyncio.Task[Any] | None, error: BaseException) -> bool:
 def _kind_of(event: Any) -> type[StreamedPart] | None:
     """The kind of text an event brings, if any, whatever it is derived from."""
     return next((kind for base, kind in _KINDS.items() if isinstance(event, base)), None)
-
-
-class _Silence:
-    """Breaks the block off when nothing came for a while. Much cheaper than a timeout each.
-
-    ``unheeded`` is called when the block has not ended as long again after that.
-    """
-
-    def __init__(self, limit_s: float, unheeded: Callable[[], None]) -> None:
-        self._limit_s = limit_s
-        self._unheeded = unheeded
-        self._loop = asyncio.get_running_loop()
-        self._last_s = 0.0
-        self._expired = False
-
-    def broken(self) -> None:
-        self._last_s = self._loop.time()
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.current_task()
-        self._last_s = self._loop.time()
-        self._timer = self._loop.call_later(self._limit_s, self._look)
-        return self
-
-    def _look(self) -> None:
-        left_s = self._last_s + self._limit_s - self._loop.time()
-        if left_s > 0:
-            self._timer = self._loop.call_later(left_s, self._look)
-        elif self._expired:
-            self._unheeded()
-        elif self._task is not None:
-            self._expired = True
-            self._task.cancel()
-            self._timer = self._loop.call_later(self._limit_s, self._look)
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._timer.cancel()
-        if (
-            self._expired
-            and self._task is not None
-            and self._task.uncancel() <= 0
-            and kind is asyncio.CancelledError
-        ):
-            raise ModelUnavailable(f"The model said nothing for {self._limit_s:g} s")
 
 
 class _StopBefore(stop_base):

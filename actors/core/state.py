@@ -31,7 +31,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         repeated_calls: equal calls in a row before they are refused; at twice that the turn fails.
         model_attempts: tries of one model call, and broken streams in a row.
         retry_s: total time spent on retries of one model call.
-        stream_idle_s: silence of a model stream before it counts as broken.
+        stream_idle_s: silence of a model stream before it counts as broken, an eighth late at most.
         tool_s: one tool call, unless the tool says otherwise; waiting for people not counted.
         turn_s: one turn, waiting for people not counted; None for no limit.
         resume_attempts: times ``on_restart="resume"`` continues one turn.

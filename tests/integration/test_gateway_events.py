@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from serving import PATIENCE_S, Stream, say
 
-from understudy.actors import streams
+from understudy.actors import live_text
 from understudy.actors.models.acts import Gate, Say, Wait
 from understudy.actors.models.scripted import ScriptedModel
 from understudy.errors import StoreError
@@ -165,7 +165,8 @@ def test_a_text_joined_in_its_middle_is_told_as_it_stands(served):
 
 def test_a_client_that_appends_shows_the_beginning_of_the_text_at_every_moment(served, monkeypatch):
     # The text is written down over and over, each time beside deltas that come meanwhile.
-    monkeypatch.setattr(streams, "FLUSH_EVERY_S", 0.005)
+    monkeypatch.setattr(live_text, "FLUSH_AFTER_S", 0.005)
+    monkeypatch.setattr(live_text, "FLUSH_EVERY_S", 0.005)
     whole = "".join(f"{number} " for number in range(6000))
     client = served(ScriptedModel([[Say(whole, chunks=3000)]])).client()
     session = make(client)

@@ -15,7 +15,7 @@ from unittest.mock import ANY, Mock, patch
 import msgspec
 
 from understudy import signals
-from understudy.actors import runtime, session, streams, upkeep
+from understudy.actors import runtime, session, upkeep
 from understudy.actors.batch import Batch
 from understudy.actors.calls import CallTime
 from understudy.actors.core import (
@@ -37,12 +37,13 @@ from understudy.actors.executor import Executor
 from understudy.actors.hooks import Hooks
 from understudy.actors.leases import Leases
 from understudy.actors.lifecycle import Lifecycle
+from understudy.actors.live_text import LiveTexts
 from understudy.actors.outcomes import Outcomes
 from understudy.actors.pool import Mailbox
 from understudy.actors.publisher import Publisher, SignalPump
 from understudy.actors.registry import Registry
 from understudy.actors.session_actor import SessionActor
-from understudy.actors.streams import ModelStream
+from understudy.actors.silence import Silences
 from understudy.actors.subscription import Subscription
 from understudy.actors.supervisor import RestartPolicy, Supervisor
 from understudy.actors.tracker import SessionTracker
@@ -472,7 +473,7 @@ def _charge_a_call_for_people() -> AbstractContextManager[Any]:
 
 
 def _keep_text_only_at_its_end() -> AbstractContextManager[Any]:
-    return patch.object(ModelStream, "_pause_s", lambda self: 1e9)
+    return patch.object(LiveTexts, "flush_later", lambda self, stream: None)
 
 
 def _lose_the_mail_of_a_lost_session() -> AbstractContextManager[Any]:
@@ -677,12 +678,8 @@ def _quarantine_one_crash_too_early() -> AbstractContextManager[Any]:
 
 
 def _bear_silence_for_twice_its_time() -> AbstractContextManager[Any]:
-    begin = streams._Silence.__init__
-    return patch.object(
-        streams._Silence,
-        "__init__",
-        lambda self, limit_s, unheeded: begin(self, 2 * limit_s, unheeded),
-    )
+    begin = Silences.__init__
+    return patch.object(Silences, "__init__", lambda self, limit_s: begin(self, 2 * limit_s))
 
 
 def _work_on_for_who_owns_it_no_more() -> AbstractContextManager[Any]:
