@@ -11,7 +11,7 @@ import pytest
 
 from understudy.testing import Act, Simulation
 
-SEEDS = int(os.environ.get("UNDERSTUDY_SEEDS", "1500"))
+SEEDS = int(os.environ.get("UNDERSTUDY_SEEDS", "1000"))
 FIRST = int(os.environ.get("UNDERSTUDY_FIRST_SEED", "0"))
 
 
